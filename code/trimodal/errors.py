@@ -1,0 +1,103 @@
+"""Every error that the container raises on purpose, in one tree; the HTTP status stands on the class.
+
+::
+
+    TrimodalError
+    ├── StartupError               the process ends with exit status 1 and this message
+    │   ├── SettingsError          an environment variable has a bad value
+    │   └── ArtifactError          a file of the model directory is missing, unreadable or contradictory
+    └── RequestError               answered as {"error": {"code", "message", "record"}}
+        ├── MalformedBody      400 the body is not what its content type says
+        ├── NotAcceptable      406 no representation that `Accept` allows
+        ├── PayloadTooLarge    413 more bytes than the container takes
+        ├── UnsupportedMedia   415 unknown content type
+        ├── InvalidRecord      422 one record cannot be scored; names record and field
+        ├── InferenceFailed    500 the model failed; no detail leaves the container
+        ├── Unavailable        503 no worker can take the request now
+        └── InferenceTimeout   504 the model did not answer in time
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class TrimodalError(Exception):
+    """Base of every error raised on purpose; its text is safe to show."""
+
+
+class StartupError(TrimodalError):
+    """The container cannot start; the text says what to fix."""
+
+
+class SettingsError(StartupError):
+    """An environment variable holds a value that cannot be used."""
+
+
+class ArtifactError(StartupError):
+    """A file of the model directory cannot be used; the text names the file and the remedy."""
+
+
+class RequestError(TrimodalError):
+    """A request that gets an error answer.
+
+    Attributes:
+        status: HTTP status of the answer.
+        code: short machine-readable name of the error.
+        record: index of the offending record, counted from 0, or None when it is not one record's fault.
+    """
+
+    status: ClassVar[int] = 400
+    code: ClassVar[str] = "bad_request"
+
+    def __init__(self, message: str, *, record: int | None = None) -> None:
+        super().__init__(message)
+        self.record = record
+
+
+class MalformedBody(RequestError):
+    """The body cannot be parsed as its content type."""
+
+    status, code = 400, "malformed_body"
+
+
+class NotAcceptable(RequestError):
+    """None of the media types in `Accept` can be produced."""
+
+    status, code = 406, "not_acceptable"
+
+
+class PayloadTooLarge(RequestError):
+    """The body is larger than the container takes."""
+
+    status, code = 413, "payload_too_large"
+
+
+class UnsupportedMedia(RequestError):
+    """The content type is not one that the container reads."""
+
+    status, code = 415, "unsupported_content_type"
+
+
+class InvalidRecord(RequestError):
+    """A record lacks a field or holds a value that cannot be scored."""
+
+    status, code = 422, "invalid_record"
+
+
+class InferenceFailed(RequestError):
+    """The model failed; the cause is in the log, never in the answer."""
+
+    status, code = 500, "inference_failed"
+
+
+class Unavailable(RequestError):
+    """No worker can take the request now; trying again later may help."""
+
+    status, code = 503, "unavailable"
+
+
+class InferenceTimeout(RequestError):
+    """The model did not answer in time."""
+
+    status, code = 504, "timeout"

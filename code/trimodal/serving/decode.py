@@ -1,0 +1,181 @@
+"""Request bytes to rows: JSON, JSON lines, CSV and parquet, without knowing the model's fields."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from email.message import Message
+
+from trimodal.errors import MalformedBody, PayloadTooLarge, UnsupportedMedia
+from trimodal.records import Payload, Row
+
+MAX_PARQUET_BYTES = 256 * 1024 * 1024
+"""Uncompressed size of a parquet body that is still read; a small file can expand to gigabytes."""
+
+CSV_NULLS = frozenset(
+    {
+        "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>",
+        "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null",
+    }
+)  # fmt: skip
+"""Cells that mean "missing": the default `na_values` of `pandas.read_csv`, which wrote and read today's CSV."""
+
+
+def decode(body: bytes, content_type: str) -> Payload:
+    """Parses a request body.
+
+    Args:
+        body: the request's bytes.
+        content_type: its media type; parameters and letter case do not matter.
+
+    Raises:
+        UnsupportedMedia: the content type is unknown, or its charset is not UTF-8.
+        MalformedBody: the body is empty or not what its content type says.
+        PayloadTooLarge: a parquet file that would expand to more than `MAX_PARQUET_BYTES`.
+    """
+    decoder = find_decoder(content_type)
+    if not body.strip():
+        raise MalformedBody("The request body is empty; send at least one record.")
+    return decoder(body)
+
+
+def find_decoder(content_type: str) -> Callable[[bytes], Payload]:
+    """Returns the function that reads a content type.
+
+    Raises:
+        UnsupportedMedia: no function reads it.
+    """
+    header = Message()
+    header["Content-Type"] = content_type
+    decoder = DECODERS.get(header.get_content_type()) if "/" in content_type else None
+    if decoder is None:
+        raise UnsupportedMedia(f"This content type is not supported; send one of {', '.join(DECODERS)}.")
+    charset = str(header.get_param("charset", "utf-8")).lower()
+    if charset not in {"utf-8", "utf8", "us-ascii", "ascii"}:
+        raise UnsupportedMedia("Only the charset utf-8 is supported.")
+    return decoder
+
+
+def decode_json(body: bytes) -> Payload:
+    """Reads one JSON object, a list, or JSON lines sent under the name of JSON, as many clients do."""
+    text = _utf8(body)
+    try:
+        document = _parse(text)
+    except ValueError as err:
+        if "\n" not in text.strip():
+            raise MalformedBody(f"The body is not valid JSON: {_reason(err)}.") from err
+        return _decode_lines(text, err)
+    if isinstance(document, dict):
+        return Payload([document])
+    if not isinstance(document, list):
+        raise MalformedBody("The body must be a JSON object or a list of objects.")
+    if not document:
+        raise MalformedBody("The list of records is empty; send at least one record.")
+    return Payload([_row(item, index) for index, item in enumerate(document)])
+
+
+def decode_json_lines(body: bytes) -> Payload:
+    """Reads one JSON object a line; blank lines are skipped."""
+    return _decode_lines(_utf8(body), None)
+
+
+def decode_csv(body: bytes) -> Payload:
+    """Reads CSV (RFC 4180) with or without a header; blank lines are skipped."""
+    text = _utf8(body)
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    try:
+        lines = [line for line in csv.reader(io.StringIO(text, newline=""), strict=True) if line]
+    except csv.Error as err:
+        raise MalformedBody(f"The body is not valid CSV: {err}.") from err
+    if not lines:
+        raise MalformedBody("The CSV body holds no record.")
+    rows = [[None if cell in CSV_NULLS else cell for cell in line] for line in lines]
+    return Payload(rows, header_possible=True)
+
+
+def decode_parquet(body: bytes) -> Payload:
+    """Reads a parquet file, one record a row; columns count by name."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        file = parquet.ParquetFile(pyarrow.BufferReader(body))
+        metadata = file.metadata
+        size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+        if max(size, metadata.num_rows) > MAX_PARQUET_BYTES:
+            raise PayloadTooLarge(f"The parquet file expands to more than {MAX_PARQUET_BYTES} bytes.")
+        rows = file.read(use_threads=False).to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError) as err:
+        raise MalformedBody("The body is not a readable parquet file.") from err
+    if not rows:
+        raise MalformedBody("The parquet file holds no record.")
+    return Payload(rows)
+
+
+DECODERS: dict[str, Callable[[bytes], Payload]] = {
+    "application/json": decode_json,
+    "application/jsonlines": decode_json_lines,
+    "application/x-ndjson": decode_json_lines,
+    "application/jsonl": decode_json_lines,
+    "text/csv": decode_csv,
+    "application/x-parquet": decode_parquet,
+    "application/vnd.apache.parquet": decode_parquet,
+}
+"""Media type to the function that reads it."""
+
+
+def _utf8(body: bytes) -> str:
+    try:
+        return body.decode("utf-8-sig")
+    except UnicodeDecodeError as err:
+        raise MalformedBody("The body is not valid UTF-8.") from err
+
+
+def _parse(text: str) -> object:
+    """Parses JSON; `RecursionError` of a deeply nested body becomes a `ValueError`."""
+    try:
+        return json.loads(text)
+    except RecursionError as err:
+        raise ValueError("nested too deeply") from err
+
+
+def _decode_lines(text: str, whole: ValueError | None) -> Payload:
+    """Reads JSON lines.
+
+    Args:
+        text: the body.
+        whole: why the body is not one JSON document, or None when it was announced as lines.
+    """
+    rows: list[Row] = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = _parse(line)
+        except ValueError as err:
+            if whole is not None and not rows:
+                raise MalformedBody(f"The body is not valid JSON: {_reason(whole)}.") from err
+            raise MalformedBody(f"Line {number} is not valid JSON: {_reason(err)}.") from err
+        if not isinstance(row, dict):
+            raise MalformedBody(f"Line {number} is not a JSON object.")
+        rows.append(row)
+    if not rows:
+        raise MalformedBody("The body holds no record.")
+    return Payload(rows)
+
+
+def _row(item: object, index: int) -> Row:
+    if isinstance(item, dict | list):
+        return item
+    raise MalformedBody("Each record of the list must be a JSON object.", record=index)
+
+
+def _reason(err: ValueError) -> str:
+    """Says what is wrong and where, without quoting the body."""
+    if isinstance(err, json.JSONDecodeError):
+        return f"{err.msg} at line {err.lineno} column {err.colno}"
+    if isinstance(err.__cause__, RecursionError):
+        return "it is nested too deeply"
+    return "it holds a number with too many digits"

@@ -1,0 +1,200 @@
+"""Texts to token ids: the processing steps that the model was trained with, oddities included.
+
+The steps reproduce the preprocessing of the training pipeline, because a score depends on each of them:
+only what stands between `[bom]` and `[eom]` is read, the emoji step also removes Chinese, Japanese and Korean
+characters, and full chunks lose up to two tokens to `[CLS]` and `[SEP]`.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning
+from bs4.exceptions import ParserRejectedMarkup
+from tokenizers import Encoding, Tokenizer
+
+from trimodal.records import EncodedText
+
+Step = Callable[[list[str]], list[str]]
+
+PLACEHOLDER = "."
+"""The one chunk of a text in which nothing is left to read."""
+
+_MESSAGE = re.compile(r"\[bom\](.*?)\[eom\]", re.DOTALL)
+_MARKUP = re.compile("[<&]")
+_SPACES = re.compile(r"\s+")
+_EMOJI = re.compile(
+    "["
+    "\U0001f600-\U0001f64f"  # emoticons
+    "\U0001f300-\U0001f5ff"  # symbols and pictographs
+    "\U0001f680-\U0001f6ff"  # transport and map symbols
+    "\U0001f1e0-\U0001f1ff"  # flags
+    "\u2702-\u27b0"  # dingbats
+    "\u24c2-\U0001f251"  # enclosed characters, and with them every CJK character
+    "]+"
+)
+_CLEAN_UP = (
+    (" .", "."),
+    (" ?", "?"),
+    (" !", "!"),
+    (" ,", ","),
+    (" ' ", "'"),
+    (" n't", "n't"),
+    (" 'm", "'m"),
+    (" 's", "'s"),
+    (" 've", "'ve"),
+    (" 're", "'re"),
+)
+"""`PreTrainedTokenizerBase.clean_up_tokenization` of transformers, in its order."""
+
+
+class TextError(ValueError):
+    """A text that its processing steps cannot read; the message never holds the text."""
+
+
+@dataclass(slots=True)
+class _Counts:
+    cut_messages: int = 0
+    dropped_chunks: int = 0
+
+
+def normalize_html(message: str) -> str:
+    """Returns the text of an HTML fragment, its pieces stripped and joined by one space.
+
+    Raises:
+        TextError: the parser rejects the markup.
+    """
+    if not _MARKUP.search(message):
+        return message.strip()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MarkupResemblesLocatorWarning)
+        try:
+            soup = BeautifulSoup(message, "html.parser")
+        except (ParserRejectedMarkup, AssertionError) as err:
+            raise TextError("holds markup that cannot be parsed") from err
+    return soup.get_text(separator=" ", strip=True)
+
+
+def remove_emoji(message: str) -> str:
+    """Removes emoji, and every other character of the ranges that the training removed."""
+    return _EMOJI.sub("", message)
+
+
+def normalize_text(message: str) -> str:
+    """Strips, lowers the case and folds runs of white space into one space."""
+    return _SPACES.sub(" ", message.strip().lower())
+
+
+def clean_up_tokenization(text: str) -> str:
+    """Removes the spaces that decoding puts before punctuation and contractions."""
+    for spaced, joined in _CLEAN_UP:
+        text = text.replace(spaced, joined)
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class TextEncoder:
+    """The processing steps of one text field, made ready once.
+
+    Attributes:
+        tokenizer: the fast tokenizer; its own padding and truncation must be off.
+        steps: names of the steps in their order, as in `hyperparameters.json`.
+        max_tokens: tokens of a chunk, `[CLS]` and `[SEP]` included.
+        max_chunks: chunks of a text; None keeps all of them.
+        read_unmarked: read a text without `[bom]…[eom]` as one message instead of as a placeholder.
+    """
+
+    tokenizer: Tokenizer
+    steps: Sequence[str]
+    max_tokens: int
+    max_chunks: int | None
+    read_unmarked: bool = False
+
+    def encode(self, text: str) -> EncodedText:
+        """Turns one text into token ids.
+
+        Args:
+            text: the field's value, with its `[bom]…[eom]` markers; may be empty.
+
+        Raises:
+            TextError: a step cannot read the text.
+        """
+        counts = _Counts()
+        unmarked = False
+        messages = [text]
+        for step in self.steps:
+            if step == "dialogue_splitter":
+                messages, unmarked = self._split(text)
+            elif step == "dialogue_chunker":
+                messages = self._chunk(messages, counts)
+            elif step != "tokenizer":
+                messages = [MESSAGE_STEPS[step](message) for message in messages]
+        chunks = [chunk for chunk in messages if chunk.strip()] or [PLACEHOLDER]
+        ids = [self._tokenize(chunk) for chunk in chunks]
+        return EncodedText(ids, unmarked, counts.cut_messages, counts.dropped_chunks)
+
+    def _split(self, text: str) -> tuple[list[str], bool]:
+        """Returns the messages between the markers, and whether there were none."""
+        messages = [message for m in _MESSAGE.finditer(text) if (message := m[1].strip())]
+        if messages or _MESSAGE.search(text):
+            return messages, False
+        if self.read_unmarked and text.strip():
+            return [text.strip()], True
+        return [], True
+
+    def _chunk(self, messages: list[str], counts: _Counts) -> list[str]:
+        """Joins messages into chunks of at most `max_tokens` tokens, special tokens not counted."""
+        chunks: list[str] = []
+        current: list[str] = []
+        size = 0
+        for message in messages:
+            ids = self._ids(message)
+            if len(ids) > self.max_tokens:
+                counts.cut_messages += 1
+                message = self._decode(ids[: self.max_tokens])
+                ids = self._ids(message)
+            if current and size + len(ids) > self.max_tokens:
+                chunks.append(" ".join(current))
+                current, size = [], 0
+            current.append(message)
+            size += len(ids)
+        if current:
+            chunks.append(" ".join(current))
+        if self.max_chunks is not None and len(chunks) > self.max_chunks:
+            counts.dropped_chunks = len(chunks) - self.max_chunks
+            del chunks[self.max_chunks :]
+        return chunks
+
+    def _ids(self, message: str) -> list[int]:
+        ids: list[int] = self._encode(message).ids
+        return ids
+
+    def _decode(self, ids: list[int]) -> str:
+        return clean_up_tokenization(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _tokenize(self, chunk: str) -> list[int]:
+        """Returns the ids of a chunk with `[CLS]` and `[SEP]`, cut to `max_tokens`."""
+        encoding = self._encode(chunk)
+        encoding.truncate(self.max_tokens - self.tokenizer.num_special_tokens_to_add(is_pair=False))
+        ids: list[int] = self.tokenizer.post_process(encoding).ids
+        return ids
+
+    def _encode(self, text: str) -> Encoding:
+        try:
+            return self.tokenizer.encode(text, add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError) as err:
+            raise TextError("holds characters that are not Unicode text") from err
+
+
+MESSAGE_STEPS: dict[str, Callable[[str], str]] = {
+    "html_normalizer": normalize_html,
+    "emoji_remover": remove_emoji,
+    "text_normalizer": normalize_text,
+}
+"""Steps that change each message on its own."""
+
+STEPS = frozenset({"dialogue_splitter", *MESSAGE_STEPS, "dialogue_chunker", "tokenizer"})
+"""Every step that a model directory may name."""
