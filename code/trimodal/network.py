@@ -1,13 +1,16 @@
-"""The trimodal network in PyTorch and its export to ONNX; the only module that imports torch and transformers.
+"""The trimodal network and its export to ONNX: the only module that imports torch and transformers.
 
 ::
 
-    primary   ids, mask [B, C, T] ─▶ [B·C, T] ─▶ BERT ─▶ pooler ─▶ mean over C ─▶ Linear ─┐
-    secondary ids, mask [B, C, T] ─▶ [B·C, T] ─▶ BERT ─▶ pooler ─▶ mean over C ─▶ Linear ─┼▶ concat ─▶ ReLU ─▶ Linear
-    fields    F × [B, 1]          ─▶ LayerNorm ─▶ Linear ─▶ ReLU ─────────────────────────┘   ─▶ ReLU ─▶ Linear ─▶ softmax
+    primary   [B, C, T] ─▶ [B·C, T] ─▶ BERT ─▶ pooler ─▶ mean over C ─▶ Linear ─┐
+    secondary [B, C, T] ─▶ [B·C, T] ─▶ BERT ─▶ pooler ─▶ mean over C ─▶ Linear ─┼▶ concat ─▶ merge
+    fields    F of [B, 1] ─▶ LayerNorm ─▶ Linear ─▶ ReLU ───────────────────────┘
 
-The names of the parameters are those of `model.pth`, so that a directory's state dict loads unchanged. The mean over
-the chunks has no mask: every record of a batch must have the same number of chunks, else its score depends on the others.
+    merge: ReLU ─▶ Linear ─▶ ReLU ─▶ Linear ─▶ softmax
+
+The parameters have the names of `model.pth`, so that a directory's state dict loads unchanged. The
+mean over the chunks has no mask: all records of a batch must have the same number of chunks, else
+a score depends on its neighbours.
 """
 
 from __future__ import annotations
@@ -15,9 +18,9 @@ from __future__ import annotations
 import os
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +32,14 @@ from transformers import BertConfig, BertModel
 
 from trimodal.errors import TrimodalError
 
-TEXT_INPUTS = 4
-"""Inputs that come before the tabular fields: ids and mask of each text."""
-
 PARITY_TOLERANCE = 1e-5
-"""Largest difference of a probability between PyTorch and its export: float32 rounding, and nothing else."""
+"""Largest difference of a probability between PyTorch and its export: float32 rounding only."""
 
-_NOT_THE_NETWORK = ("loss_op.", "class_weights_tensor")
-_POSITION_IDS = ".embeddings.position_ids"
+_PARITY_SHAPES = tuple(product((1, 3), ((1, 5), (2, 33)), ((1, 33), (2, 5))))
+"""Batch size, then (chunks, tokens) of the primary and of the secondary text."""
 
-FloatArray = npt.NDArray[np.float32]
+_LOSS_ENTRIES = ("loss_op.", "class_weights_tensor")
+
 Array = npt.NDArray[np.float32] | npt.NDArray[np.int64]
 
 
@@ -68,25 +69,9 @@ class NetworkConfig:
     classes: int
     dropout: float = 0.1
 
-    @classmethod
-    def from_state_dict(
-        cls, state: Mapping[str, Tensor], primary: BertConfig, secondary: BertConfig
-    ) -> NetworkConfig:
-        """Reads the sizes of the heads from the shapes in a state dict.
-
-        Raises:
-            NetworkError: the state dict lacks a head of this network.
-        """
-        try:
-            branch_dim, fields = state["tab_subnetwork.embedding_layer.1.weight"].shape
-            classes, merge_dim = state["final_merge_network.5.weight"].shape
-        except KeyError as err:
-            raise NetworkError(f"the state dict has no {err}: another kind of network") from err
-        return cls(primary, secondary, fields, branch_dim, merge_dim, classes)
-
 
 class TextSubnetwork(nn.Module):
-    """One text's encoder: the mean of its chunks' pooled outputs, projected to the branch's width."""
+    """One text's encoder: the mean of its chunks' pooled outputs, projected to D."""
 
     def __init__(self, config: BertConfig, branch_dim: int, dropout: float) -> None:
         super().__init__()
@@ -97,15 +82,11 @@ class TextSubnetwork(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Encodes int64 `[B, C, T]` ids and mask to float32 `[B, D]`."""
-        tokens = input_ids.shape[2]
-        hidden = self.bert(
-            input_ids=input_ids.reshape(-1, tokens),
-            attention_mask=attention_mask.reshape(-1, tokens),
-        )
-        pooled = hidden.pooler_output.reshape(
-            -1, input_ids.shape[1], hidden.pooler_output.shape[-1]
-        )
-        projected: Tensor = self.head_layer(pooled.mean(dim=1))
+        _, chunks, tokens = input_ids.shape
+        rows = input_ids.reshape(-1, tokens), attention_mask.reshape(-1, tokens)
+        pooled = self.bert(input_ids=rows[0], attention_mask=rows[1]).pooler_output
+        by_record = pooled.reshape(-1, chunks, pooled.shape[-1])
+        projected: Tensor = self.head_layer(by_record.mean(dim=1))
         return projected
 
 
@@ -149,25 +130,23 @@ class TrimodalNetwork(nn.Module):
     ) -> TrimodalNetwork:
         """Builds the network that a state dict belongs to, in evaluation mode.
 
-        Raises:
-            NetworkError: names or shapes are not those of this network.
-        """
-        network = cls(NetworkConfig.from_state_dict(state, primary, secondary))
-        network.load_weights(state)
-        return network.eval()
-
-    def load_weights(self, state: Mapping[str, Tensor]) -> None:
-        """Loads a state dict; what belongs to the training's loss is ignored.
+        The sizes of the heads come from the shapes; entries of the training's loss are ignored.
 
         Raises:
             NetworkError: names or shapes are not those of this network.
         """
-        own = {k: v for k, v in state.items() if not k.startswith(_NOT_THE_NETWORK)}
-        own = {k: v for k, v in own.items() if not k.endswith(_POSITION_IDS)}  # older transformers
+        own = {name: value for name, value in state.items() if not name.startswith(_LOSS_ENTRIES)}
         try:
-            self.load_state_dict(own)
+            branch_dim, fields = own["tab_subnetwork.embedding_layer.1.weight"].shape
+            classes, merge_dim = own["final_merge_network.5.weight"].shape
+        except KeyError as err:
+            raise NetworkError(f"the state dict has no {err}: another kind of network") from err
+        network = cls(NetworkConfig(primary, secondary, fields, branch_dim, merge_dim, classes))
+        try:
+            network.load_state_dict(own)
         except RuntimeError as err:
             raise NetworkError(f"the state dict does not fit the network: {err}") from err
+        return network.eval()
 
     def logits(self, *inputs: Tensor) -> Tensor:
         """Returns float32 `[B, classes]` before the softmax; inputs as for `forward`."""
@@ -184,19 +163,20 @@ class TrimodalNetwork(nn.Module):
         """Scores a batch whose records have the same number of chunks.
 
         Args:
-            inputs: int64 `[B, C, T]` ids and mask of the primary text, the same of the secondary text (with a C
-                and a T of its own), then one float32 `[B, 1]` for each tabular field.
+            inputs: int64 `[B, C, T]` ids and mask of the primary text, the same of the secondary
+                text with a C and T of its own, then float32 `[B, 1]` for each tabular field.
 
         Returns:
             Probabilities, float32 `[B, classes]`.
         """
         return torch.softmax(self.logits(*inputs), dim=-1)
 
-    def predict(self, inputs: Sequence[Array]) -> FloatArray:
-        """Scores numpy inputs, shaped as for `forward`; the network should be in evaluation mode."""
+    def predict(self, inputs: Sequence[Array]) -> npt.NDArray[np.float32]:
+        """Scores numpy inputs, shaped as for `forward`, without gradients."""
         with torch.inference_mode():
-            probs: FloatArray = self(*(torch.from_numpy(array) for array in inputs)).numpy()
-        return probs
+            probs = self(*(torch.from_numpy(array) for array in inputs))
+        scores: npt.NDArray[np.float32] = probs.numpy()
+        return scores
 
 
 def load_network(
@@ -205,7 +185,7 @@ def load_network(
     """Loads `model.pth`, in evaluation mode.
 
     Args:
-        path: the state dict, read with `weights_only=True`.
+        path: the state dict; nothing but tensors is read from it.
         primary: the first text's BERT configuration, as in a `config.json` of transformers.
         secondary: the second text's.
 
@@ -216,13 +196,12 @@ def load_network(
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as err:
         raise NetworkError(f"{path.name} is not a state dict") from err
-    return TrimodalNetwork.from_state_dict(
-        state, BertConfig.from_dict(dict(primary)), BertConfig.from_dict(dict(secondary))
-    )
+    configs = BertConfig.from_dict(dict(primary)), BertConfig.from_dict(dict(secondary))
+    return TrimodalNetwork.from_state_dict(state, *configs)
 
 
 def input_names(texts: tuple[str, str], fields: Sequence[str]) -> list[str]:
-    """Names of the ONNX inputs in their order: four of the texts, then the tabular fields."""
+    """Names of the ONNX inputs in their order: ids and mask of each text, then the fields."""
     parts = ("input_ids", "attention_mask")
     return [f"{text}_{part}" for text in texts for part in parts] + list(fields)
 
@@ -235,25 +214,29 @@ def export_onnx(
     *,
     opset: int = 17,
 ) -> float:
-    """Writes the network as one ONNX file (< 2 GB) and proves that it gives the same probabilities.
+    """Writes the network as one ONNX file (< 2 GB) that is proven to give the same answers.
 
     Args:
-        network: the network to export; it is put into evaluation mode.
+        network: the network; it is put into evaluation mode, with eager attention.
         texts: names of the primary and the secondary text field.
         fields: names of the tabular fields, in the order of the network's inputs.
         path: the file to write.
         opset: version of the ONNX operators.
 
     Returns:
-        The largest difference of a probability between PyTorch and ONNX Runtime over several shapes.
+        The largest difference of a probability from PyTorch, see `check_parity`.
 
     Raises:
-        NetworkError: the difference is over `PARITY_TOLERANCE`, or a shape does not run; the file is left for study.
+        NetworkError: the file differs or does not run; it is left in place for study.
     """
     names = input_names(texts, fields)
-    # The shapes of the trace are all different and none is 1: no axis is taken for another or for a constant.
+    # No two axes of the example are alike and none is 1: none can pass for another or be frozen.
     example = synthetic_inputs(network.config, (2, 3, 7), (2, 4, 9), seed=0)
-    with _ready_to_trace(network.eval()):
+    network.eval()
+    for text in (network.primary_text_subnetwork, network.secondary_text_subnetwork):
+        text.bert.set_attn_implementation("eager")  # ONNX Runtime's fusion finds none in SDPA
+    with warnings.catch_warnings():  # of shapes that may be frozen: parity is checked at others
+        warnings.simplefilter("ignore")
         torch.onnx.export(
             network,
             tuple(torch.from_numpy(array) for array in example),
@@ -262,21 +245,20 @@ def export_onnx(
             output_names=["probs"],
             dynamic_axes=_dynamic_axes(names),
             opset_version=opset,
-            dynamo=False,  # ONNX Runtime's fusion passes know the graphs of the TorchScript exporter
+            dynamo=False,  # ONNX Runtime's fusion knows the TorchScript exporter's graphs
         )
     return check_parity(network, path)
 
 
 def check_parity(network: TrimodalNetwork, path: Path) -> float:
-    """Compares an ONNX file with the network over batch sizes, chunks and lengths, with padding.
+    """Returns the largest difference of a probability between a network and an ONNX file.
 
-    Returns:
-        The largest difference of a probability.
+    Both score padded random records of several batch sizes, chunks and lengths.
 
     Raises:
         NetworkError: a shape does not run, or the difference is over `PARITY_TOLERANCE`.
     """
-    import onnxruntime
+    import onnxruntime  # noqa: PLC0415  (serving with PyTorch must not need it)
 
     session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
     names = [node.name for node in session.get_inputs()]
@@ -286,67 +268,30 @@ def check_parity(network: TrimodalNetwork, path: Path) -> float:
         try:
             (probs,) = session.run(None, dict(zip(names, inputs, strict=True)))
         except Exception as err:  # ONNX Runtime's errors share no public base
-            raise NetworkError(
-                f"{path.name} does not run with B={batch}, {first}, {second}"
-            ) from err
+            shape = f"batch {batch}, chunks and tokens {first} and {second}"
+            raise NetworkError(f"{path.name} does not run with {shape}") from err
         worst = max(worst, float(np.abs(probs - network.predict(inputs)).max()))
-    if not worst <= PARITY_TOLERANCE:  # also when it is not a number
-        limit = f"{PARITY_TOLERANCE:.0e}"
-        raise NetworkError(f"{path.name} differs from PyTorch by {worst:.2e}, over {limit}")
+        if not worst <= PARITY_TOLERANCE:  # so written that NaN fails too
+            raise NetworkError(f"{path.name} differs from PyTorch by {worst:.2e}")
     return worst
 
 
-_PARITY_SHAPES = (
-    (1, (1, 5), (1, 33)),
-    (1, (2, 33), (1, 5)),
-    (3, (1, 33), (2, 5)),
-    (3, (2, 5), (1, 5)),
-)
-"""Batch size, then (chunks, tokens) of the primary and of the secondary text."""
-
-
 def synthetic_inputs(
-    config: NetworkConfig,
-    primary: tuple[int, int, int],
-    secondary: tuple[int, int, int],
-    *,
-    seed: int,
+    config: NetworkConfig, *shapes: tuple[int, int, int], seed: int
 ) -> list[Array]:
-    """Random inputs of the given `(B, C, T)` shapes, right-padded to different lengths, in the network's order."""
+    """Random inputs in the network's order, right-padded, for the two texts' `(B, C, T)`."""
     rng = np.random.default_rng(seed)
     inputs: list[Array] = []
-    for bert, shape in ((config.primary, primary), (config.secondary, secondary)):
-        lengths = rng.integers(2, shape[2] + 1, size=shape[:2])
-        lengths[0, 0] = shape[2]
+    for bert, shape in zip((config.primary, config.secondary), shapes, strict=True):
+        lengths = rng.integers(2, shape[2], size=shape[:2], endpoint=True)
         mask = (np.arange(shape[2]) < lengths[..., None]).astype(np.int64)
-        inputs += [rng.integers(1, bert.vocab_size, size=shape, dtype=np.int64) * mask, mask]
-    values = rng.normal(0, 10, size=(config.fields, primary[0], 1)).astype(np.float32)
-    return [*inputs, *values]
+        inputs += [rng.integers(1, bert.vocab_size, size=shape) * mask, mask]
+    return [*inputs, *rng.normal(0, 10, (config.fields, shapes[0][0], 1)).astype(np.float32)]
 
 
 def _dynamic_axes(names: Sequence[str]) -> dict[str, dict[int, str]]:
     """Names the batch, chunk and token axes; each text has chunk and token axes of its own."""
     axes = {name: {0: "batch"} for name in [*names, "probs"]}
-    for side, inputs in (("primary", names[:2]), ("secondary", names[2:TEXT_INPUTS])):
-        for name in inputs:
-            axes[name] = {0: "batch", 1: f"{side}_chunks", 2: f"{side}_tokens"}
+    for name, side in zip(names, ("primary", "primary", "secondary", "secondary"), strict=False):
+        axes[name] |= {1: f"{side}_chunks", 2: f"{side}_tokens"}
     return axes
-
-
-@contextmanager
-def _ready_to_trace(network: TrimodalNetwork) -> Iterator[None]:
-    """Eager attention, because ONNX Runtime's fusion passes find no attention in an SDPA graph; no warnings.
-
-    The exporter warns of shapes that it may freeze: parity is checked afterwards, at shapes other than the traced ones.
-    """
-    encoders = (network.primary_text_subnetwork.bert, network.secondary_text_subnetwork.bert)
-    before = [encoder.config._attn_implementation for encoder in encoders]
-    for encoder in encoders:
-        encoder.set_attn_implementation("eager")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for encoder, implementation in zip(encoders, before, strict=True):
-            encoder.set_attn_implementation(implementation)
