@@ -8,6 +8,8 @@
     │   └── ArtifactError          a file of the model directory is missing, unreadable or contradictory
     └── RequestError               answered as {"error": {"code", "message", "record"}}
         ├── MalformedBody      400 the body is not what its content type says
+        ├── NotFound           404 no such path
+        ├── MethodNotAllowed   405 the path is there, the method is not
         ├── NotAcceptable      406 no representation that `Accept` allows
         ├── PayloadTooLarge    413 more bytes than the container takes
         ├── UnsupportedMedia   415 unknown content type
@@ -59,6 +61,18 @@ class MalformedBody(RequestError):
     """The body cannot be parsed as its content type."""
 
     status, code = 400, "malformed_body"
+
+
+class NotFound(RequestError):
+    """There is nothing under this path."""
+
+    status, code = 404, "not_found"
+
+
+class MethodNotAllowed(RequestError):
+    """The path does not take this method."""
+
+    status, code = 405, "method_not_allowed"
 
 
 class NotAcceptable(RequestError):

@@ -258,7 +258,7 @@ def check_parity(network: TrimodalNetwork, path: Path) -> float:
     Raises:
         NetworkError: a shape does not run, or the difference is over `PARITY_TOLERANCE`.
     """
-    import onnxruntime  # noqa: PLC0415  (serving with PyTorch must not need it)
+    import onnxruntime  # here, because serving with PyTorch must not need it
 
     session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
     names = [node.name for node in session.get_inputs()]

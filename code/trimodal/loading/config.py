@@ -1,0 +1,157 @@
+"""Reads the configuration that a model was trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trimodal.errors import ArtifactError
+from trimodal.loading.files import read_json
+from trimodal.loading.pickles import load_torch_config
+from trimodal.serving.text import STEPS
+
+PRIMARY_STEPS = ("dialogue_splitter", "emoji_remover", "text_normalizer", "dialogue_chunker", "tokenizer")
+SECONDARY_STEPS = ("dialogue_splitter", "text_normalizer", "dialogue_chunker", "tokenizer")
+"""Steps of a directory that names none: what the training pipeline falls back to."""
+
+_LIMITS = ("max_sen_len", "max_total_chunks", "chunk_trancate")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """A model's configuration.
+
+    Attributes:
+        primary: name of the dialogue field.
+        secondary: name of the shipment-history field.
+        tabular: names of the numeric fields.
+        id_name: name of the id field, or None.
+        num_classes: classes of the output.
+        binary: one score for class 1 instead of one for each class.
+        categories: labels of the classes, as text; may be empty.
+        max_tokens: tokens of a chunk, special tokens included.
+        max_chunks: chunks of a text that are scored; None for all.
+        primary_steps: text steps of the dialogue.
+        secondary_steps: text steps of the shipment history.
+        read_unmarked: read texts without `[bom]…[eom]` whole (`"unmarked_text": "whole"`).
+        tokenizer: path or hub name of the tokenizer, or None.
+        envelope: key that may wrap the records of a request (`"request_envelope": "instances"`), or None.
+    """
+
+    primary: str
+    secondary: str
+    tabular: tuple[str, ...]
+    id_name: str | None
+    num_classes: int
+    binary: bool
+    categories: tuple[str, ...]
+    max_tokens: int
+    max_chunks: int | None
+    primary_steps: tuple[str, ...]
+    secondary_steps: tuple[str, ...]
+    read_unmarked: bool
+    tokenizer: str | None
+    envelope: str | None
+
+
+def read_config(model_dir: Path) -> ModelConfig:
+    """Reads `hyperparameters.json`, and `model_artifacts.pth` for the limits of the texts.
+
+    Raises:
+        ArtifactError: neither file is there, or a value is missing or wrong.
+    """
+    path = model_dir / "hyperparameters.json"
+    saved = model_dir / "model_artifacts.pth"
+    saved_config = load_torch_config(saved) if saved.is_file() else {}
+    if not path.is_file() and not saved_config:
+        raise ArtifactError("hyperparameters.json is missing from the model directory; add the training's own file.")
+    config = read_json(path) if path.is_file() else saved_config
+    if not isinstance(config, dict):
+        raise ArtifactError("hyperparameters.json must be a JSON object.")
+    limits = {key: saved_config[key] for key in _LIMITS if saved_config.get(key) is not None}
+    return _Reader({**config, **limits}).read()
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Typed look-ups in the configuration."""
+
+    config: Mapping[str, Any]
+
+    def read(self) -> ModelConfig:
+        tabular = self.names("tab_field_list")
+        primary = self.name("primary_text_name")
+        secondary = self.name("secondary_text_name")
+        if primary is None or secondary is None:
+            raise ArtifactError("hyperparameters.json must name primary_text_name and secondary_text_name.")
+        if len({primary, secondary, *tabular}) != len(tabular) + 2:
+            raise ArtifactError("hyperparameters.json names one field twice among the texts and tab_field_list.")
+        categories = tuple(str(label) for label in self.config.get("multiclass_categories") or ())
+        num_classes = self.integer("num_classes", len(categories) or 2, low=2)
+        if categories and len(categories) != num_classes:
+            raise ArtifactError(
+                f"hyperparameters.json: num_classes is {num_classes} and multiclass_categories has {len(categories)}."
+            )
+        whole = self.config.get("unmarked_text")
+        if whole not in (None, "whole"):
+            raise ArtifactError("hyperparameters.json: unmarked_text must be “whole” or absent.")
+        limit = self.integer("max_total_chunks", 3, low=1)
+        return ModelConfig(
+            primary=primary,
+            secondary=secondary,
+            tabular=tabular,
+            id_name=self.name("id_name"),
+            num_classes=num_classes,
+            binary=num_classes == 2 and self.flag("is_binary", default=True),
+            categories=categories,
+            max_tokens=self.integer("max_sen_len", 512, low=3),
+            max_chunks=limit if self.flag("chunk_trancate", default=True) else None,
+            primary_steps=self.steps("primary_text_processing_steps", PRIMARY_STEPS),
+            secondary_steps=self.steps("secondary_text_processing_steps", SECONDARY_STEPS),
+            read_unmarked=whole == "whole",
+            tokenizer=self.name("tokenizer"),
+            envelope=self.name("request_envelope"),
+        )
+
+    def name(self, key: str) -> str | None:
+        value = self.config.get(key)
+        if value is None or value == "":
+            return None
+        if not isinstance(value, str):
+            raise ArtifactError(f"hyperparameters.json: {key} must be a text.")
+        return value
+
+    def names(self, key: str) -> tuple[str, ...]:
+        value = self.config.get(key)
+        if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+            raise ArtifactError(f"hyperparameters.json: {key} must be a list of field names.")
+        return tuple(value)
+
+    def steps(self, key: str, default: tuple[str, ...]) -> tuple[str, ...]:
+        if not self.config.get(key):
+            return default
+        steps = self.names(key)
+        for step in steps:
+            if step not in STEPS:
+                raise ArtifactError(
+                    f"hyperparameters.json: {key} names the unknown step {step!r}; known are {', '.join(sorted(STEPS))}."
+                )
+        return steps
+
+    def integer(self, key: str, default: int, *, low: int) -> int:
+        value = self.config.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, int) or isinstance(value, bool) or value < low:
+            raise ArtifactError(f"hyperparameters.json: {key} must be a whole number of at least {low}.")
+        return value
+
+    def flag(self, key: str, *, default: bool) -> bool:
+        value = self.config.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise ArtifactError(f"hyperparameters.json: {key} must be true or false.")
+        return value

@@ -1,0 +1,75 @@
+"""Finds and reads the tokenizer of a model directory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tokenizers import BertWordPieceTokenizer, Tokenizer
+
+from trimodal.errors import ArtifactError
+
+
+def load_tokenizer(model_dir: Path, name: str | None) -> Tokenizer:
+    """Reads the fast tokenizer, its own padding and truncation off.
+
+    Looks at the path that the config names (also relative to the model directory), then for `tokenizer.json` and
+    `tokenizer/`, and last for a copy of the named hub tokenizer on this machine.
+
+    Args:
+        model_dir: the model directory.
+        name: `tokenizer` of `hyperparameters.json`, or None.
+
+    Raises:
+        ArtifactError: there is none, or it cannot be read.
+    """
+    candidates = [model_dir / "tokenizer.json", model_dir / "tokenizer"]
+    if name:
+        candidates.insert(0, model_dir / name)  # an absolute name replaces the directory
+    for place in candidates:
+        if (tokenizer := _read(place)) is not None:
+            tokenizer.no_padding()
+            tokenizer.no_truncation()
+            return tokenizer
+    return _from_hub(name)
+
+
+def _read(place: Path) -> Tokenizer | None:
+    """Reads `tokenizer.json`, or a directory that holds it or a WordPiece `vocab.txt`."""
+    file = place / "tokenizer.json" if place.is_dir() else place
+    try:
+        if file.is_file():
+            return Tokenizer.from_file(str(file))
+        if (vocabulary := place / "vocab.txt").is_file():
+            return _from_vocabulary(vocabulary)
+    except Exception as err:  # the library raises bare Exception
+        raise ArtifactError(f"{file.name} is not a readable tokenizer; save the fast tokenizer again.") from err
+    return None
+
+
+def _from_vocabulary(vocabulary: Path) -> Tokenizer:
+    """Builds BERT's WordPiece tokenizer from `vocab.txt` and the settings beside it."""
+    settings = vocabulary.with_name("tokenizer_config.json")
+    config = json.loads(settings.read_text()) if settings.is_file() else {}
+    wrapper = BertWordPieceTokenizer(
+        str(vocabulary),
+        lowercase=config.get("do_lower_case", True),
+        strip_accents=config.get("strip_accents"),
+        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+    )
+    return Tokenizer.from_str(wrapper.to_str())
+
+
+def _from_hub(name: str | None) -> Tokenizer:
+    try:
+        if not name:
+            raise ValueError("no name")
+        tokenizer = Tokenizer.from_pretrained(name)
+    except Exception as err:  # offline, unknown, not allowed: the remedy is the same
+        raise ArtifactError(
+            "The model directory has no tokenizer: add the fast tokenizer's tokenizer.json, or its directory as "
+            "tokenizer/."
+        ) from err
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer

@@ -1,0 +1,63 @@
+"""Replays recorded records: do the answers still hold?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trimodal.errors import ArtifactError
+from trimodal.records import Payload
+from trimodal.serving.pipeline import Pipeline
+
+TOLERANCE = 1e-4
+"""Largest difference of a probability that fp32 may show."""
+
+
+def replay_golden(pipeline: Pipeline, path: Path) -> tuple[int, float]:
+    """Scores the records of `golden.jsonl`.
+
+    Returns:
+        The number of records and the largest difference from the recorded probabilities.
+
+    Raises:
+        ArtifactError: the file is missing or not of its form.
+        RequestError: a record cannot be scored.
+    """
+    if not path.is_file():
+        raise ArtifactError("golden.jsonl is missing from the model directory; there is nothing to verify against.")
+    pairs = read_golden(path)
+    predictions = pipeline.predict(Payload([record for record, _ in pairs]))
+    expected = np.array([probs for _, probs in pairs], np.float32)
+    expected = expected[:, 1:] if pipeline.binary else expected
+    if expected.shape != predictions.raw.shape:
+        raise ArtifactError("golden.jsonl holds another number of classes than the model; record it again.")
+    return len(pairs), float(np.abs(predictions.raw - expected).max())
+
+
+def read_golden(path: Path) -> list[tuple[Mapping[str, Any], list[float]]]:
+    """Reads `golden.jsonl`: lines `{"record": {…}, "probs": […]}`.
+
+    Returns:
+        Pairs of a record and its expected probabilities.
+
+    Raises:
+        ArtifactError: a line is not of that form.
+    """
+    pairs: list[tuple[Mapping[str, Any], list[float]]] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            item = json.loads(line)
+            pairs.append((dict(item["record"]), [float(p) for p in item["probs"]]))
+        except (ValueError, TypeError, KeyError) as err:
+            raise ArtifactError(
+                f"golden.jsonl line {number} must be an object with “record” and “probs”; record it again."
+            ) from err
+    if not pairs:
+        raise ArtifactError("golden.jsonl holds no record; record it again.")
+    return pairs

@@ -1,0 +1,150 @@
+"""The front of multi-model-server: owns the public port, and does what that server cannot.
+
+It opens the port only when the workers are ready, tells the truth on `/ping`, bounds size and time, answers every
+error in one JSON form, and lets requests in flight finish before the container ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector, web
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from trimodal.errors import (
+    InferenceFailed,
+    InferenceTimeout,
+    MethodNotAllowed,
+    NotFound,
+    PayloadTooLarge,
+    RequestError,
+    Unavailable,
+)
+from trimodal.servers.workers import ANSWERED
+from trimodal.serving.encode import JSON, encode_error
+
+logger = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_NOT_FORWARDED = frozenset(
+    {
+        "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding",
+        "upgrade", "host", "content-length", "content-encoding", "expect", ANSWERED,
+    }
+)  # fmt: skip
+"""Headers that belong to one connection (RFC 9110, section 7.6.1), or that are set anew."""
+
+_AUTOMATIC = ("Accept", "Accept-Encoding", "User-Agent")
+
+
+class Front:
+    """Forwards `/invocations` to the model server and answers everything else."""
+
+    def __init__(self, upstream: str, max_payload: int, timeout: int, ready: Callable[[], int]) -> None:
+        """Prepares the front.
+
+        Args:
+            upstream: address of the model server, such as `http://127.0.0.1:9001`.
+            max_payload: bytes of the largest request body.
+            timeout: seconds that a request may take.
+            ready: tells how many workers can answer.
+        """
+        self.upstream = upstream
+        self.max_payload = max_payload
+        self.timeout = timeout
+        self.ready = ready
+        self.draining = False
+
+    def application(self) -> web.Application:
+        """Returns the web application."""
+        app = web.Application(client_max_size=self.max_payload, middlewares=[_json_errors])
+        app.router.add_get("/ping", self.ping)
+        app.router.add_post("/invocations", self.invocations)
+        app.cleanup_ctx.append(self._client)
+        return app
+
+    async def _client(self, app: web.Application) -> AsyncIterator[None]:
+        timeout = ClientTimeout(total=self.timeout)
+        async with ClientSession(timeout=timeout, connector=TCPConnector(limit=0)) as session:
+            app[_SESSION] = session
+            yield
+
+    async def ping(self, _request: web.Request) -> web.Response:
+        """Answers 200 while at least one worker holds a loaded model, else 503."""
+        workers = self.ready()
+        state = "draining" if self.draining else "ready" if workers else "no worker"
+        status = 200 if state == "ready" else 503
+        return web.json_response({"status": state, "workers": workers}, status=status)
+
+    async def invocations(self, request: web.Request) -> web.Response:
+        """Forwards one request and its answer."""
+        started = time.perf_counter()
+        body = await self._body(request)
+        response = await self._forward(request, body)
+        milliseconds = round((time.perf_counter() - started) * 1000, 2)
+        extra = {"status": response.status, "milliseconds": milliseconds, "bytes": len(body)}
+        logger.info("invocation", extra=extra)
+        return response
+
+    async def _body(self, request: web.Request) -> bytes:
+        try:
+            if (request.content_length or 0) > self.max_payload:
+                raise web.HTTPRequestEntityTooLarge(self.max_payload, request.content_length or 0)
+            return await request.read()
+        except web.HTTPRequestEntityTooLarge as err:
+            raise PayloadTooLarge(f"The body is larger than {self.max_payload // 2**20} MB; send fewer records.") from err
+
+    async def _forward(self, request: web.Request, body: bytes) -> web.Response:
+        headers = _forwarded(request.headers)
+        headers.setdefault("Content-Type", JSON)
+        try:
+            async with request.app[_SESSION].post(
+                f"{self.upstream}/invocations", data=body, headers=headers, skip_auto_headers=_AUTOMATIC
+            ) as answer:
+                content = await answer.read()
+        except TimeoutError as err:
+            raise InferenceTimeout(f"No answer within {self.timeout} seconds; send fewer records.") from err
+        except ClientError as err:
+            raise Unavailable("The model server does not answer; try again later.") from err
+        if ANSWERED not in answer.headers:
+            raise _server_error(answer.status)
+        return web.Response(status=answer.status, body=content, headers=_forwarded(answer.headers))
+
+
+_SESSION = web.AppKey("session", ClientSession)
+
+
+def _forwarded(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
+    return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in _NOT_FORWARDED)
+
+
+def _server_error(status: int) -> RequestError:
+    """Turns an error of the model server itself into one of ours."""
+    logger.error("the model server answered by itself", extra={"status": status})
+    if status == PayloadTooLarge.status:
+        return PayloadTooLarge("The body is too large; send fewer records.")
+    if status in (503, 507):
+        return Unavailable("Every worker is busy and the queue is full; try again later.")
+    return InferenceFailed("The worker ended while it answered; try again.")
+
+
+@web.middleware
+async def _json_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answers every error as JSON."""
+    try:
+        return await handler(request)
+    except RequestError as err:
+        return _error(err)
+    except web.HTTPMethodNotAllowed as err:
+        response = _error(MethodNotAllowed("This method is not allowed here."))
+        response.headers["Allow"] = ", ".join(sorted(err.allowed_methods))
+        return response
+    except web.HTTPNotFound:
+        return _error(NotFound("There is only GET /ping and POST /invocations."))
+
+
+def _error(error: RequestError) -> web.Response:
+    return web.Response(status=error.status, body=encode_error(error), content_type=JSON)

@@ -1,0 +1,140 @@
+"""What a multi-model-server worker runs: loads the model once, answers each request of a batch on its own.
+
+Keeps the contract of sagemaker-inference's `Transformer` (four functions, called by parameter count, a user's module
+instead of ours), and not its behaviour: every request has its own status, media types may carry parameters, errors
+are JSON without a traceback, and a failed load is visible.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from sagemaker_inference.errors import BaseInferenceToolkitError
+
+from trimodal import log
+from trimodal.errors import InferenceFailed, RequestError, TrimodalError
+from trimodal.serving.encode import JSON, encode_error
+from trimodal.servers.handlers import Handlers, call, find_handlers
+from trimodal.servers.workers import ANSWERED, WorkerReport
+from trimodal.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+class Service:
+    """One loaded model and the functions that answer for it."""
+
+    def __init__(self, settings: Settings, model_dir: Path, context: object) -> None:
+        """Loads the model.
+
+        Raises:
+            StartupError: it cannot be loaded.
+        """
+        started = time.perf_counter()
+        self.default_accept = settings.default_accept
+        self.handlers: Handlers = find_handlers(model_dir, settings.program)
+        self.model = call(self.handlers.model_fn, str(model_dir), context=context)
+        logger.info("model loaded and warmed up", extra={"seconds": round(time.perf_counter() - started, 3)})
+
+    def answer(self, body: bytes, content_type: str, accept: str, context: object) -> tuple[bytes, str]:
+        """Answers one request; returns the body and its media type."""
+        handlers = self.handlers
+        if handlers.transform_fn is not None:
+            result = call(handlers.transform_fn, self.model, body, content_type, accept, context=context)
+        else:
+            data = call(handlers.input_fn, body, content_type, context=context)
+            prediction = call(handlers.predict_fn, data, self.model, context=context)
+            result = call(handlers.output_fn, prediction, accept, context=context)
+        content, media = result if isinstance(result, tuple) else (result, accept)
+        return (content.encode() if isinstance(content, str) else bytes(content)), media
+
+
+_services: dict[str, Service] = {}
+"""Model directory to its loaded model: a worker serves one."""
+
+
+def handle(data: list[dict[str, Any]] | None, context: Any) -> list[bytes] | None:
+    """Answers a batch of requests; called once with `None` at load.
+
+    Args:
+        data: one dict per request, its body under `"body"`.
+        context: the model server's context.
+
+    Returns:
+        One body per request, its status and headers set on the context.
+    """
+    model_dir = Path(context.system_properties["model_dir"])
+    if data is None:
+        _load(model_dir, context)
+        return None
+    service = _services[str(model_dir)]
+    return [_answer(service, index, request, context) for index, request in enumerate(data)]
+
+
+def _load(model_dir: Path, context: Any) -> None:
+    """Loads the model and reports the outcome to the process that started the server.
+
+    Raises:
+        TrimodalError: the model cannot be loaded; the model server gives the worker up.
+    """
+    settings = Settings.from_environment(os.environ)
+    log.configure(settings.log_level)
+    report = WorkerReport(settings.run_dir)
+    try:
+        _services[str(model_dir)] = Service(settings, model_dir, context)
+    except TrimodalError as err:
+        report.failed(str(err))
+        raise
+    except Exception as err:
+        logger.exception("model_fn failed")
+        report.failed(f"model_fn failed: {type(err).__name__}: {err}")
+        raise
+    report.ready()
+
+
+def _answer(service: Service, index: int, request: dict[str, Any], context: Any) -> bytes:
+    headers = {name.lower(): value for name, value in context.get_all_request_header(index).items()}
+    content_type = str(headers.get("content-type") or JSON)
+    accept = str(headers.get("accept") or service.default_accept)
+    body = request.get("body", request.get("data", b""))
+    body = body.encode() if isinstance(body, str) else bytes(body)
+    status = 200
+    try:
+        content, media = service.answer(body, content_type, accept, context)
+    except Exception as err:
+        error = _request_error(err)
+        content, media = encode_error(error), JSON
+        status = getattr(err, "status_code", error.status)
+    context.set_response_status(code=status, phrase=_phrase(status), idx=index)
+    context.set_response_header(index, "content-type", media)
+    context.set_response_header(index, ANSWERED, "1")
+    return content
+
+
+def _request_error(err: Exception) -> RequestError:
+    """Turns whatever a handler raised into an error that may be shown."""
+    if isinstance(err, RequestError):
+        return err
+    if isinstance(err, BaseInferenceToolkitError):
+        return _UserError(str(err.message))
+    logger.error("a handler failed: %s", type(err).__name__)
+    logger.debug("a handler failed", exc_info=err)
+    return InferenceFailed("The model failed on this request.")
+
+
+class _UserError(RequestError):
+    """An error that a user's handler raised on purpose, with a status of its own."""
+
+    code = "handler_error"
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Error"

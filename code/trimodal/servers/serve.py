@@ -1,0 +1,124 @@
+"""The container's main process: starts the model server, opens the port when it is ready, drains, ends.
+
+::
+
+    start ─▶ workers load and warm up ─▶ port opens ─▶ serve ─▶ SIGTERM ─▶ requests in flight finish ─▶ exit 0
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from aiohttp import web
+
+from trimodal.errors import ArtifactError, StartupError
+from trimodal.loading.hardware import detect
+from trimodal.loading.load import worker_count
+from trimodal.servers import model_server
+from trimodal.servers.front import Front
+from trimodal.servers.workers import failure, ready_workers
+from trimodal.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+DRAIN_SECONDS = 25
+"""Time for requests in flight after SIGTERM; SageMaker kills the container after 30 seconds."""
+
+_POLL_SECONDS = 0.05
+
+
+def serve(settings: Settings) -> None:
+    """Serves until SIGTERM or SIGINT.
+
+    Raises:
+        StartupError: the container cannot start or go on; the text says what to fix.
+    """
+    if not settings.model_dir.is_dir():
+        raise ArtifactError(f"The model directory {settings.model_dir} does not exist; mount or unpack the model there.")
+    with tempfile.TemporaryDirectory(prefix="trimodal-") as folder:
+        asyncio.run(_serve(settings, Path(folder)))
+
+
+async def _serve(settings: Settings, run_dir: Path) -> None:
+    started = time.perf_counter()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    workers = worker_count(settings)
+    server = model_server.start(settings, workers, detect().memory, run_dir)
+    try:
+        if not await _wait_until_ready(server, settings, workers, run_dir, stop):
+            return
+        front = Front(server.address, settings.max_payload, settings.request_timeout, lambda: ready_workers(run_dir))
+        async with _listening(front, settings.port):
+            seconds = round(time.perf_counter() - started, 2)
+            logger.info("serving", extra={"port": settings.port, "workers": workers, "seconds": seconds})
+            await _until_stopped(server, stop)
+            front.draining = True
+            logger.info("draining")
+    finally:
+        await asyncio.to_thread(server.stop)
+    logger.info("stopped")
+
+
+async def _wait_until_ready(
+    server: model_server.ModelServer, settings: Settings, workers: int, run_dir: Path, stop: asyncio.Event
+) -> bool:
+    """Waits until every worker has loaded the model; False when told to stop before.
+
+    Raises:
+        StartupError: a worker cannot load it, or the time is over.
+    """
+    deadline = time.monotonic() + settings.startup_timeout
+    while ready_workers(run_dir) < workers:
+        if stop.is_set():
+            return False
+        if (message := failure(run_dir)) is not None:
+            raise ArtifactError(message)
+        if server.process.poll() is not None:
+            raise StartupError(f"The model server ended with status {server.process.returncode}; see its log above.")
+        if time.monotonic() > deadline:
+            raise StartupError(f"The model was not ready within SAGEMAKER_STARTUP_TIMEOUT={settings.startup_timeout}.")
+        await asyncio.sleep(_POLL_SECONDS)
+    return True
+
+
+@contextlib.asynccontextmanager
+async def _listening(front: Front, port: int) -> AsyncIterator[None]:
+    """Opens the public port; on leaving takes no more requests and finishes those in flight.
+
+    Raises:
+        StartupError: the port is taken.
+    """
+    runner = web.AppRunner(front.application(), access_log=None, shutdown_timeout=DRAIN_SECONDS)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "0.0.0.0", port, backlog=1024).start()
+    except OSError as err:
+        await runner.cleanup()
+        raise StartupError(f"Port {port} is taken; set SAGEMAKER_BIND_TO_PORT to a free one.") from err
+    try:
+        yield
+    finally:
+        await runner.cleanup()
+
+
+async def _until_stopped(server: model_server.ModelServer, stop: asyncio.Event) -> None:
+    """Waits for a signal.
+
+    Raises:
+        StartupError: the model server ended by itself.
+    """
+    while not stop.is_set():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), timeout=0.5)
+        if server.process.poll() is not None and not stop.is_set():
+            raise StartupError(f"The model server ended with status {server.process.returncode}; see its log above.")

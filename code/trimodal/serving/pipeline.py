@@ -1,0 +1,73 @@
+"""The request path as one object: decode → name → text, tabular → run → calibrate → encode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trimodal.records import Payload, Predictions, Schema
+from trimodal.serving.calibrate import Calibrator
+from trimodal.serving.decode import decode, find_decoder
+from trimodal.serving.encode import ResponseFormat, encode, negotiate
+from trimodal.serving.features import FeatureEncoder
+from trimodal.serving.naming import name_fields
+from trimodal.serving.runner import Runner
+from trimodal.serving.tabular import is_missing
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """A loaded model; may be called from several threads.
+
+    Attributes:
+        schema: the model's fields.
+        features: reads records.
+        runner: scores them.
+        calibrator: calibrates the scores.
+        form: how answers are written.
+        binary: two classes, one score.
+    """
+
+    schema: Schema
+    features: FeatureEncoder
+    runner: Runner
+    calibrator: Calibrator
+    form: ResponseFormat
+    binary: bool
+
+    def answer(self, body: bytes, content_type: str, accept: str | None) -> tuple[bytes, str]:
+        """Answers one request.
+
+        Args:
+            body: the request's bytes.
+            content_type: its media type.
+            accept: media types that the client takes, or None.
+
+        Returns:
+            The answer's body and media type.
+
+        Raises:
+            RequestError: see `trimodal.errors`.
+        """
+        find_decoder(content_type)
+        negotiate(accept, self.form.default)
+        return encode(self.predict(decode(body, content_type)), accept, self.form)
+
+    def predict(self, payload: Payload) -> Predictions:
+        """Scores the records of a decoded request.
+
+        Raises:
+            InvalidRecord: a record cannot be scored.
+            InferenceFailed: the model failed.
+        """
+        records = name_fields(payload, self.schema)
+        probabilities = self.runner.run([self.features.encode(record) for record in records])
+        calibrated = self.calibrator.calibrate(probabilities)
+        identities = [record.values.get(self.schema.id_name or "") for record in records]
+        return Predictions(
+            raw=probabilities[:, 1:] if self.binary else probabilities,
+            calibrated=calibrated[:, 1:] if self.binary else calibrated,
+            labels=probabilities.argmax(axis=1).tolist(),
+            ids=[None if is_missing(identity) else identity for identity in identities],
+            binary=self.binary,
+            id_name=self.schema.id_name,
+        )

@@ -1,0 +1,133 @@
+"""The only reader of the environment: one frozen `Settings`, made at start and passed on.
+
+A value that cannot be used stops the start with a message that names the variable, the value and what would do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from trimodal.errors import SettingsError
+
+MIB = 1024 * 1024
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+RESPONSE_FIELDS = ("output-label", "id")
+MEDIA_TYPES = ("application/json", "application/jsonlines", "text/csv")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the environment says; the README's table documents each variable.
+
+    Attributes:
+        model_dir: the model directory (`SM_MODEL_DIR`).
+        port: port of `/ping` and `/invocations` (`SAGEMAKER_BIND_TO_PORT`).
+        port_range: ports that may be used inside the container, first and last (`SAGEMAKER_SAFE_PORT_RANGE`), or None.
+        workers: worker processes (`SAGEMAKER_MODEL_SERVER_WORKERS`), or None to choose by cores and memory.
+        startup_timeout: seconds until the model must be ready (`SAGEMAKER_STARTUP_TIMEOUT`).
+        request_timeout: seconds that a request may take (`SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS`).
+        max_payload: bytes of the largest request body (`SAGEMAKER_MAX_PAYLOAD_IN_MB`).
+        default_accept: media type of answers to `*/*` (`SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT`).
+        program: file name of a user's handlers in the model directory's `code/` (`SAGEMAKER_PROGRAM`).
+        intra_op_threads: threads of one operator (`ONNX_INTRA_OP_THREADS`), or None for cores ÷ workers.
+        inter_op_threads: operators at once (`ONNX_INTER_OP_THREADS`).
+        score_numbers: scores as JSON numbers instead of strings (`SCORE_FORMAT`).
+        response_fields: what answers hold beside the scores (`RESPONSE_FIELDS`).
+        log_level: level of the log (`LOG_LEVEL`).
+        run_dir: where workers report to the process that started them (`TRIMODAL_RUN_DIR`, internal), or None.
+    """
+
+    model_dir: Path = Path("/opt/ml/model")
+    port: int = 8080
+    port_range: tuple[int, int] | None = None
+    workers: int | None = None
+    startup_timeout: int = 600
+    request_timeout: int = 60
+    max_payload: int = 25 * MIB
+    default_accept: str = "application/json"
+    program: str = "inference.py"
+    intra_op_threads: int | None = None
+    inter_op_threads: int = 1
+    score_numbers: bool = False
+    response_fields: tuple[str, ...] = ()
+    log_level: str = "INFO"
+    run_dir: Path | None = None
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> Self:
+        """Reads the variables.
+
+        Raises:
+            SettingsError: a variable's value cannot be used.
+        """
+        env = _Environment(environ)
+        env.choice("MODEL_SERVER", ("mms",), "mms")
+        return cls(
+            model_dir=Path(env.text("SM_MODEL_DIR", "/opt/ml/model")),
+            port=env.integer("SAGEMAKER_BIND_TO_PORT", 8080, 1, 65535),
+            port_range=env.port_range("SAGEMAKER_SAFE_PORT_RANGE"),
+            workers=env.optional_integer("SAGEMAKER_MODEL_SERVER_WORKERS", 1, 1024),
+            startup_timeout=env.integer("SAGEMAKER_STARTUP_TIMEOUT", 600, 1, 3600),
+            request_timeout=env.integer("SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS", 60, 1, 3600),
+            max_payload=env.integer("SAGEMAKER_MAX_PAYLOAD_IN_MB", 25, 1, 1024) * MIB,
+            default_accept=env.choice("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT", MEDIA_TYPES, "application/json"),
+            program=env.text("SAGEMAKER_PROGRAM", "inference.py"),
+            intra_op_threads=env.optional_integer("ONNX_INTRA_OP_THREADS", 1, 1024),
+            inter_op_threads=env.integer("ONNX_INTER_OP_THREADS", 1, 1, 1024),
+            score_numbers=env.choice("SCORE_FORMAT", ("string", "number"), "string") == "number",
+            response_fields=env.choices("RESPONSE_FIELDS", RESPONSE_FIELDS),
+            log_level=env.choice("LOG_LEVEL", LOG_LEVELS, "INFO", upper=True),
+            run_dir=Path(run_dir) if (run_dir := env.text("TRIMODAL_RUN_DIR", "")) else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Environment:
+    """Typed look-ups; a variable that is empty counts as unset."""
+
+    environ: Mapping[str, str]
+
+    def text(self, key: str, default: str) -> str:
+        return self.environ.get(key, "").strip() or default
+
+    def integer(self, key: str, default: int, low: int, high: int) -> int:
+        value = self.optional_integer(key, low, high)
+        return default if value is None else value
+
+    def optional_integer(self, key: str, low: int, high: int) -> int | None:
+        text = self.text(key, "")
+        if not text:
+            return None
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise SettingsError(f"{key}={text!r} must be a whole number from {low} to {high}.")
+        return value
+
+    def choice(self, key: str, allowed: tuple[str, ...], default: str, *, upper: bool = False) -> str:
+        text = self.text(key, default)
+        value = text.upper() if upper else text.lower()
+        if value not in allowed:
+            raise SettingsError(f"{key}={text!r} must be one of {', '.join(allowed)}.")
+        return value
+
+    def choices(self, key: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
+        names = tuple(name.strip().lower() for name in self.text(key, "").split(",") if name.strip())
+        for name in names:
+            if name not in allowed:
+                raise SettingsError(f"{key}: {name!r} must be one of {', '.join(allowed)}.")
+        return names
+
+    def port_range(self, key: str) -> tuple[int, int] | None:
+        text = self.text(key, "")
+        if not text:
+            return None
+        first, _, last = text.partition("-")
+        if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last) <= 65535):
+            raise SettingsError(f"{key}={text!r} must be two ports such as 9000-9999.")
+        return int(first), int(last)
