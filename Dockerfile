@@ -1,0 +1,79 @@
+# One file for every image: ARG ACCELERATOR=cpu|gpu, targets `slim` (ONNX only) and `full` (default; adds PyTorch).
+# Which index pip asks is the builder's own setting: pass --build-arg PIP_INDEX_URL=… (or PIP_EXTRA_INDEX_URL,
+# PIP_FIND_LINKS) or mount a pip.conf.
+ARG BASE_IMAGE=debian:bookworm-slim
+ARG ACCELERATOR=cpu
+
+FROM ${BASE_IMAGE} AS python
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends python3 \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
+
+# --- what pip installs, in stages that do not end up in an image ------------------------------------------------------
+FROM python AS locks-cpu
+COPY requirements/serve.txt /requirements/serve.txt
+
+FROM python AS locks-gpu
+COPY requirements/serve-gpu.txt /requirements/serve.txt
+
+FROM locks-${ACCELERATOR} AS venv
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_FIND_LINKS
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends python3-venv \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
+COPY requirements/build.txt /requirements/
+# Every package is in the lock (--no-deps); the two that come as source are pure Python and built with the pinned
+# setuptools, so no compiler is needed. Test suites and headers inside the packages are dead weight.
+RUN python3 -m venv /opt/venv \
+    && pip="/opt/venv/bin/pip --disable-pip-version-check --no-cache-dir install --no-deps --require-hashes" \
+    && $pip -r /requirements/build.txt \
+    && $pip --no-build-isolation -r /requirements/serve.txt \
+    && find /opt/venv -type d \( -path '*/numpy/*/tests' -o -path '*/scipy/*/tests' -o -path '*/pyarrow/tests' \
+        -o -path '*/pyarrow/include' \) -prune -exec rm -rf {} +
+
+FROM venv AS venv-full
+COPY requirements/full.txt requirements/torch.txt /requirements/
+RUN /opt/venv/bin/pip --disable-pip-version-check --no-cache-dir install --no-deps --require-hashes \
+        -r /requirements/full.txt \
+    && /opt/venv/bin/pip --disable-pip-version-check --no-cache-dir install -r /requirements/torch.txt
+
+# --- the images -------------------------------------------------------------------------------------------------------
+FROM python AS runtime-cpu
+# HOME: any user may run the image, and only /tmp is sure to be writable.
+ENV PATH=/opt/venv/bin:$PATH \
+    HOME=/tmp \
+    LANG=C.UTF-8 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+LABEL com.amazonaws.sagemaker.capabilities.accept-bind-to-port=true \
+      com.amazonaws.sagemaker.capabilities.multi-models=true
+EXPOSE 8080
+WORKDIR /opt/trimodal
+ENTRYPOINT ["/opt/trimodal/docker/serve"]
+CMD ["serve"]
+
+FROM runtime-cpu AS runtime-gpu
+# The driver is mounted by the host's NVIDIA runtime, which reads the first two; CUDA and cuDNN come from their packages.
+ENV NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    LD_LIBRARY_PATH=/opt/venv/lib/python3.11/site-packages/nvidia/cu13/lib:/opt/venv/lib/python3.11/site-packages/nvidia/cudnn/lib
+
+# The code comes last, so that a change of it rebuilds in seconds. The bytecode is made here because nobody can write it
+# later: the root file system may be read-only.
+FROM runtime-${ACCELERATOR} AS slim
+COPY --from=venv /opt/venv /opt/venv
+COPY LICENSE pyproject.toml ./
+COPY docker docker
+COPY code code
+RUN pip --disable-pip-version-check --no-cache-dir install -q --no-deps --no-build-isolation -e . \
+    && python -m compileall -q code
+
+FROM runtime-${ACCELERATOR} AS full
+COPY --from=venv-full /opt/venv /opt/venv
+COPY LICENSE pyproject.toml ./
+COPY docker docker
+COPY code code
+RUN pip --disable-pip-version-check --no-cache-dir install -q --no-deps --no-build-isolation -e . \
+    && python -m compileall -q code
