@@ -57,10 +57,12 @@ class Front:
         self.timeout = timeout
         self.ready = ready
         self.draining = False
+        self.in_flight = 0
 
     def application(self) -> web.Application:
         """Returns the web application."""
         app = web.Application(client_max_size=self.max_payload, middlewares=[_json_errors])
+        app.on_response_prepare.append(self._retire_connection)
         app.router.add_get("/ping", self.ping)
         app.router.add_post("/invocations", self.invocations)
         app.cleanup_ctx.append(self._client)
@@ -72,6 +74,12 @@ class Front:
             app[_SESSION] = session
             yield
 
+    async def _retire_connection(self, _request: web.Request, response: web.StreamResponse) -> None:
+        """Tells clients, once draining, not to send another request on their connection."""
+        if self.draining:
+            response.force_close()
+            response.headers["Connection"] = "close"
+
     async def ping(self, _request: web.Request) -> web.Response:
         """Answers 200 while at least one worker holds a loaded model, else 503."""
         workers = self.ready()
@@ -82,8 +90,12 @@ class Front:
     async def invocations(self, request: web.Request) -> web.Response:
         """Forwards one request and its answer."""
         started = time.perf_counter()
-        body = await self._body(request)
-        response = await self._forward(request, body)
+        self.in_flight += 1
+        try:
+            body = await self._body(request)
+            response = await self._forward(request, body)
+        finally:
+            self.in_flight -= 1
         milliseconds = round((time.perf_counter() - started) * 1000, 2)
         extra = {"status": response.status, "milliseconds": milliseconds, "bytes": len(body)}
         logger.info("invocation", extra=extra)

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import signal
+import socket
+import struct
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -31,7 +34,15 @@ logger = logging.getLogger(__name__)
 DRAIN_SECONDS = 25
 """Time for requests in flight after SIGTERM; SageMaker kills the container after 30 seconds."""
 
+RETIRE_SECONDS = 0.5
+"""Time after SIGTERM in which clients with an open connection learn that it closes, before it does."""
+
+_SO_ATTACH_FILTER = 26
+_BPF_RETURN = 0x06
+_BACKLOG = 1024
 _POLL_SECONDS = 0.05
+_QUIET_POLLS = 4
+"""Polls without a request in flight after which none is on its way on an accepted connection."""
 
 
 def serve(settings: Settings) -> None:
@@ -62,8 +73,6 @@ async def _serve(settings: Settings, run_dir: Path) -> None:
             seconds = round(time.perf_counter() - started, 2)
             logger.info("serving", extra={"port": settings.port, "workers": workers, "seconds": seconds})
             await _until_stopped(server, stop)
-            front.draining = True
-            logger.info("draining")
     finally:
         await asyncio.to_thread(server.stop)
     logger.info("stopped")
@@ -93,22 +102,49 @@ async def _wait_until_ready(
 
 @contextlib.asynccontextmanager
 async def _listening(front: Front, port: int) -> AsyncIterator[None]:
-    """Opens the public port; on leaving takes no more requests and finishes those in flight.
+    """Opens the public port; on leaving finishes the requests in flight, then closes it.
 
     Raises:
         StartupError: the port is taken.
     """
-    runner = web.AppRunner(front.application(), access_log=None, shutdown_timeout=DRAIN_SECONDS)
-    await runner.setup()
     try:
-        await web.TCPSite(runner, "0.0.0.0", port, backlog=1024).start()
+        sock = socket.create_server(("0.0.0.0", port), backlog=_BACKLOG)
     except OSError as err:
-        await runner.cleanup()
         raise StartupError(f"Port {port} is taken; set SAGEMAKER_BIND_TO_PORT to a free one.") from err
+    runner = web.AppRunner(front.application(), access_log=None, shutdown_timeout=1)
+    await runner.setup()
+    site = web.SockSite(runner, sock)
+    await site.start()
     try:
         yield
+        await _drain(front, site, sock)
     finally:
         await runner.cleanup()
+
+
+async def _drain(front: Front, site: web.SockSite, sock: socket.socket) -> None:
+    """Takes no more connections and waits until every request is answered, for at most `DRAIN_SECONDS`."""
+    logger.info("draining", extra={"in_flight": front.in_flight})
+    front.draining = True
+    deadline = time.monotonic() + DRAIN_SECONDS
+    await asyncio.sleep(RETIRE_SECONDS)
+    _refuse_connections(sock)  # closing resets what waits to be accepted, so let that run dry first
+    await asyncio.sleep(_POLL_SECONDS)
+    await site.stop()
+    quiet = 0
+    while quiet < _QUIET_POLLS and time.monotonic() < deadline:
+        await asyncio.sleep(_POLL_SECONDS)
+        quiet = 0 if front.in_flight else quiet + 1
+    if front.in_flight:
+        logger.error("requests were cut off", extra={"in_flight": front.in_flight})
+
+
+def _refuse_connections(sock: socket.socket) -> None:
+    """Makes the kernel drop what asks for a new connection, by a packet filter that passes nothing (socket(7))."""
+    instruction = ctypes.create_string_buffer(struct.pack("HBBI", _BPF_RETURN, 0, 0, 0))
+    program = struct.pack("HL", 1, ctypes.addressof(instruction))
+    with contextlib.suppress(OSError):  # not every sandbox has filters; without one a few clients see a reset
+        sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
 async def _until_stopped(server: model_server.ModelServer, stop: asyncio.Event) -> None:
