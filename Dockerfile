@@ -37,7 +37,8 @@ FROM venv AS venv-full
 COPY requirements/full.txt requirements/torch.txt /requirements/
 RUN /opt/venv/bin/pip --disable-pip-version-check --no-cache-dir install --no-deps --require-hashes \
         -r /requirements/full.txt \
-    && /opt/venv/bin/pip --disable-pip-version-check --no-cache-dir install -r /requirements/torch.txt
+    && /opt/venv/bin/pip --disable-pip-version-check --no-cache-dir install -r /requirements/torch.txt \
+    && rm -rf /opt/venv/lib/python3.11/site-packages/torch/test /opt/venv/lib/python3.11/site-packages/torch/include
 
 # --- the images -------------------------------------------------------------------------------------------------------
 FROM python AS runtime-cpu

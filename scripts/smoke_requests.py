@@ -56,6 +56,13 @@ def column_order() -> list[str]:
     return [line.split(",", 1)[1].strip() for line in lines if line.strip() and line[0] != "#"]
 
 
+def envelope() -> str | None:
+    """Reads which key may wrap a list of records, where the model directory allows one."""
+    config = json.loads((MODEL_DIR / "hyperparameters.json").read_text(encoding="utf-8"))
+    key: str | None = config.get("request_envelope")
+    return key
+
+
 def requests(records: list[dict[str, Any]]) -> Iterator[Request]:
     """Yields every content type that the container takes, and two requests that it must refuse."""
     json_type, columns = "application/json", column_order()
@@ -64,7 +71,8 @@ def requests(records: list[dict[str, Any]]) -> Iterator[Request]:
     pretty = json.dumps(records, indent=2).encode()
     yield Request("JSON object", json_type, json.dumps(records[0]).encode(), scores=1)
     yield Request("JSON list", json_type, json.dumps(records).encode())
-    yield Request("JSON instances", json_type, json.dumps({"instances": records}).encode())
+    if (key := envelope()) is not None:
+        yield Request(f"JSON {key}", json_type, json.dumps({key: records}).encode())
     yield Request("JSON, indented", "Application/JSON; charset=utf-8", pretty, accept="*/*")
     yield Request("JSON lines", "application/jsonlines", lines)
     yield Request("JSON lines, both ways", "application/jsonlines", lines, "application/jsonlines")
