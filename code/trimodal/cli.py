@@ -48,8 +48,11 @@ def _parser() -> argparse.ArgumentParser:
 def _command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, run: object, text: str) -> None:
     parser = commands.add_parser(name, help=text, description=text.capitalize() + ".")
     parser.add_argument(
-        "model_dir", nargs="?", type=Path, metavar="MODEL_DIR", help="model directory (default: SM_MODEL_DIR, else "
-        "/opt/ml/model)",
+        "model_dir",
+        nargs="?",
+        type=Path,
+        metavar="MODEL_DIR",
+        help="model directory (default: SM_MODEL_DIR, else /opt/ml/model)",
     )
     parser.set_defaults(run=run)
 

@@ -2,7 +2,8 @@
 
 ::
 
-    bytes ─decode▶ Payload ─name▶ Record ─text, tabular▶ Features ─runner▶ probabilities ─calibrate▶ Predictions ─encode▶ bytes
+    bytes ─decode▶ Payload ─name▶ Record ─text, tabular▶ Features
+          ─runner▶ probabilities ─calibrate▶ Predictions ─encode▶ bytes
 """
 
 from __future__ import annotations

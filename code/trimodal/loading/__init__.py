@@ -1,0 +1,1 @@
+"""Cold start: a model directory becomes a ready pipeline."""

@@ -132,7 +132,9 @@ def _numbers(value: object) -> dict[str, float] | None:
     if not isinstance(value, dict):
         return None
     numbers = {str(key): _finite(number) for key, number in value.items()}
-    return {key: number for key, number in numbers.items() if number is not None} if None not in numbers.values() else None
+    return (
+        {key: number for key, number in numbers.items() if number is not None} if None not in numbers.values() else None
+    )
 
 
 def _finite(value: object) -> float | None:

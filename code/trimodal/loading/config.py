@@ -136,7 +136,8 @@ class _Reader:
         for step in steps:
             if step not in STEPS:
                 raise ArtifactError(
-                    f"hyperparameters.json: {key} names the unknown step {step!r}; known are {', '.join(sorted(STEPS))}."
+                    f"hyperparameters.json: {key} names the unknown step {step!r}; "
+                    f"known are {', '.join(sorted(STEPS))}."
                 )
         return steps
 

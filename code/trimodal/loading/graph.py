@@ -76,16 +76,14 @@ def _text_input(inputs: dict[str, Any], field: str) -> tuple[TextInput, int | No
     return TextInput(ids, mask, dtype, chunked, sizes[1] if chunked else 1, sizes[-1]), sizes[0]
 
 
-def _tabular_inputs(
-    inputs: dict[str, Any], fields: Sequence[str]
-) -> tuple[tuple[TabularInput, ...], list[int | None]]:
+def _tabular_inputs(inputs: dict[str, Any], fields: Sequence[str]) -> tuple[tuple[TabularInput, ...], list[int | None]]:
     """Takes the tabular inputs: one of each field, or a single one of all."""
     named = [field for field in fields if field in inputs]
     if named and len(named) < len(fields):
         missing = next(field for field in fields if field not in inputs)
         raise ArtifactError(f"model.onnx has no input {missing}, which hyperparameters.json lists in tab_field_list.")
     if named or not fields:
-        nodes = [(inputs.pop(field), (index,)) for index, field in enumerate(fields)]
+        nodes: list[tuple[Any, tuple[int, ...]]] = [(inputs.pop(field), (index,)) for index, field in enumerate(fields)]
     elif len(inputs) == 1:
         nodes = [(inputs.pop(next(iter(inputs))), tuple(range(len(fields))))]
     else:

@@ -33,7 +33,7 @@ def load_pipeline(settings: Settings) -> Pipeline:
     """
     artifacts = read_artifacts(settings.model_dir)
     tokenizer = load_tokenizer(settings.model_dir, artifacts.config.tokenizer)
-    session = open_session(artifacts, _threads(settings, artifacts), settings.inter_op_threads)
+    session = open_session(artifacts, _threads(settings), settings.inter_op_threads)
     layout = find_layout(session, artifacts.schema)
     runner = Runner(session, layout, tokenizer.token_to_id("[PAD]") or 0)
     pipeline = Pipeline(
@@ -66,7 +66,7 @@ def worker_count(settings: Settings) -> int:
     return choose_workers(detect(), sum(path.stat().st_size for path in files))
 
 
-def _threads(settings: Settings, artifacts: Artifacts) -> int:
+def _threads(settings: Settings) -> int:
     if settings.intra_op_threads is not None:
         return settings.intra_op_threads
     return choose_threads(detect(), worker_count(settings))

@@ -10,7 +10,7 @@ import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 
@@ -115,11 +115,11 @@ class _Dtype:
 
     def __init__(self, code: str, *_flags: object) -> None:
         self.code = str(code)
-        self.order = "="
+        self.order: Literal["=", "<", ">"] = "="
 
     def __setstate__(self, state: tuple[object, ...]) -> None:
-        if state[1] in ("<", ">", "|"):
-            self.order = str(state[1])
+        if state[1] in ("<", ">"):
+            self.order = "<" if state[1] == "<" else ">"
 
 
 def _scalar(dtype: _Dtype, data: bytes = b"") -> object:

@@ -26,12 +26,11 @@ def load_tokenizer(model_dir: Path, name: str | None) -> Tokenizer:
     candidates = [model_dir / "tokenizer.json", model_dir / "tokenizer"]
     if name:
         candidates.insert(0, model_dir / name)  # an absolute name replaces the directory
-    for place in candidates:
-        if (tokenizer := _read(place)) is not None:
-            tokenizer.no_padding()
-            tokenizer.no_truncation()
-            return tokenizer
-    return _from_hub(name)
+    found = (tokenizer for place in candidates if (tokenizer := _read(place)) is not None)
+    tokenizer = next(found, None) or _from_hub(name)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 def _read(place: Path) -> Tokenizer | None:
@@ -61,15 +60,13 @@ def _from_vocabulary(vocabulary: Path) -> Tokenizer:
 
 
 def _from_hub(name: str | None) -> Tokenizer:
+    """Reads a hub tokenizer, which a container without network finds only in its cache."""
+    missing = (
+        "The model directory has no tokenizer; add the fast tokenizer's tokenizer.json, or its directory tokenizer/."
+    )
+    if not name:
+        raise ArtifactError(missing)
     try:
-        if not name:
-            raise ValueError("no name")
-        tokenizer = Tokenizer.from_pretrained(name)
+        return Tokenizer.from_pretrained(name)
     except Exception as err:  # offline, unknown, not allowed: the remedy is the same
-        raise ArtifactError(
-            "The model directory has no tokenizer: add the fast tokenizer's tokenizer.json, or its directory as "
-            "tokenizer/."
-        ) from err
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
+        raise ArtifactError(missing) from err

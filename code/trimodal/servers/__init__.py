@@ -1,0 +1,1 @@
+"""Transport: bytes in, bytes and a status out."""

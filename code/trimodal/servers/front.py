@@ -102,12 +102,13 @@ class Front:
         return response
 
     async def _body(self, request: web.Request) -> bytes:
+        too_large = PayloadTooLarge(f"The body is larger than {self.max_payload // 2**20} MB; send fewer records.")
+        if (request.content_length or 0) > self.max_payload:
+            raise too_large
         try:
-            if (request.content_length or 0) > self.max_payload:
-                raise web.HTTPRequestEntityTooLarge(self.max_payload, request.content_length or 0)
             return await request.read()
         except web.HTTPRequestEntityTooLarge as err:
-            raise PayloadTooLarge(f"The body is larger than {self.max_payload // 2**20} MB; send fewer records.") from err
+            raise too_large from err
 
     async def _forward(self, request: web.Request, body: bytes) -> web.Response:
         headers = _forwarded(request.headers)

@@ -56,15 +56,15 @@ def find_handlers(model_dir: Path, program: str) -> Handlers:
     transform = getattr(module, "transform_fn", None)
     if transform is not None and any(hasattr(module, name) for name in NAMES[1:]):
         raise ArtifactError(f"code/{path.name}: define either transform_fn or input_fn, predict_fn and output_fn.")
-    own = [getattr(module, name, getattr(inference, name)) for name in NAMES]
-    return Handlers(*own, transform_fn=transform)
+    model_fn, input_fn, predict_fn, output_fn = (getattr(module, name, getattr(inference, name)) for name in NAMES)
+    return Handlers(model_fn, input_fn, predict_fn, output_fn, transform)
 
 
 def _import(path: Path) -> ModuleType:
     """Imports a user's module under a name of its own; its directory comes first on the path, for its helpers."""
     spec = importlib.util.spec_from_file_location("user_inference", path)
-    assert spec is not None
-    assert spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise ArtifactError(f"code/{path.name} is not a Python module.")
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.parent))
     sys.modules[spec.name] = module

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+import traceback
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from sagemaker_inference.errors import BaseInferenceToolkitError
 
 from trimodal import log
 from trimodal.errors import InferenceFailed, RequestError, TrimodalError
-from trimodal.serving.encode import JSON, encode_error
 from trimodal.servers.handlers import Handlers, call, find_handlers
 from trimodal.servers.workers import ANSWERED, WorkerReport
+from trimodal.serving.encode import JSON, encode_error
 from trimodal.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ def _answer(service: Service, index: int, request: dict[str, Any], context: Any)
     status = 200
     try:
         content, media = service.answer(body, content_type, accept, context)
-    except Exception as err:
+    except Exception as err:  # noqa: BLE001  whatever a user's handler raises must not reach the other requests
         error = _request_error(err)
         content, media = encode_error(error), JSON
         status = getattr(err, "status_code", error.status)
@@ -122,8 +123,8 @@ def _request_error(err: Exception) -> RequestError:
         return err
     if isinstance(err, BaseInferenceToolkitError):
         return _UserError(str(err.message))
-    logger.error("a handler failed: %s", type(err).__name__)
-    logger.debug("a handler failed", exc_info=err)
+    place = traceback.extract_tb(err.__traceback__)[-1]  # the text of the error may quote the request
+    logger.error("a handler failed: %s in %s line %s", type(err).__name__, place.name, place.lineno)
     return InferenceFailed("The model failed on this request.")
 
 

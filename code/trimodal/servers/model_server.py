@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import random
@@ -43,18 +44,14 @@ class ModelServer:
     def stop(self, patience: float = 3.0) -> None:
         """Ends the server and its workers; kills what is left after `patience` seconds."""
         self._signal(signal.SIGTERM)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(patience)
-        except subprocess.TimeoutExpired:
-            pass
         self._signal(signal.SIGKILL)
         self.process.wait()
 
     def _signal(self, number: signal.Signals) -> None:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
-        except ProcessLookupError:
-            pass
 
 
 def start(settings: Settings, workers: int, memory: int, run_dir: Path) -> ModelServer:
@@ -93,13 +90,13 @@ def start(settings: Settings, workers: int, memory: int, run_dir: Path) -> Model
         *("-s", "/"),
         *("-m", f"model={settings.model_dir.resolve()}"),
     ]
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: S603  our own java with our own arguments
         command,
         cwd=run_dir,
         env=_environment(settings, run_dir),
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=_die_with_parent,
+        preexec_fn=_die_with_parent,  # noqa: PLW1509  no thread runs yet, and it makes one system call
     )
     return ModelServer(process, f"http://127.0.0.1:{port}")
 

@@ -52,7 +52,9 @@ def serve(settings: Settings) -> None:
         StartupError: the container cannot start or go on; the text says what to fix.
     """
     if not settings.model_dir.is_dir():
-        raise ArtifactError(f"The model directory {settings.model_dir} does not exist; mount or unpack the model there.")
+        raise ArtifactError(
+            f"The model directory {settings.model_dir} does not exist; mount or unpack the model there."
+        )
     with tempfile.TemporaryDirectory(prefix="trimodal-") as folder:
         asyncio.run(_serve(settings, Path(folder)))
 
@@ -108,7 +110,7 @@ async def _listening(front: Front, port: int) -> AsyncIterator[None]:
         StartupError: the port is taken.
     """
     try:
-        sock = socket.create_server(("0.0.0.0", port), backlog=_BACKLOG)
+        sock = socket.create_server(("0.0.0.0", port), backlog=_BACKLOG)  # noqa: S104  a container serves its network
     except OSError as err:
         raise StartupError(f"Port {port} is taken; set SAGEMAKER_BIND_TO_PORT to a free one.") from err
     runner = web.AppRunner(front.application(), access_log=None, shutdown_timeout=1)

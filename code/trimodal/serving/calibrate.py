@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -22,7 +23,7 @@ def interpolate(score: float, table: Table) -> float:
         return table[0][1]
     if score >= table[-1][0]:
         return table[-1][1]
-    for (x1, y1), (x2, y2) in zip(table, table[1:], strict=False):
+    for (x1, y1), (x2, y2) in pairwise(table):
         if x1 <= score <= x2:
             return y1 if x1 == x2 else y1 + (score - x1) * (y2 - y1) / (x2 - x1)
     return table[-1][1]

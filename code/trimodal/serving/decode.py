@@ -97,17 +97,17 @@ def decode_csv(body: bytes) -> Payload:
 
 def decode_parquet(body: bytes) -> Payload:
     """Reads a parquet file, one record a row; columns count by name."""
-    import pyarrow
+    import pyarrow as pa
     from pyarrow import parquet
 
     try:
-        file = parquet.ParquetFile(pyarrow.BufferReader(body))
+        file = parquet.ParquetFile(pa.BufferReader(body))
         metadata = file.metadata
         size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
         if max(size, metadata.num_rows) > MAX_PARQUET_BYTES:
             raise PayloadTooLarge(f"The parquet file expands to more than {MAX_PARQUET_BYTES} bytes.")
         rows = file.read(use_threads=False).to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError) as err:
+    except (pa.ArrowException, OSError, ValueError) as err:
         raise MalformedBody("The body is not a readable parquet file.") from err
     if not rows:
         raise MalformedBody("The parquet file holds no record.")

@@ -51,7 +51,7 @@ def _header(row: Row, schema: Schema) -> tuple[str, ...] | None:
     names = tuple("" if cell is None else str(cell).strip() for cell in row)
     repeated = {name for name in names if name in schema.fields and names.count(name) > 1}
     if repeated:
-        raise MalformedBody(f"The CSV header names “{sorted(repeated)[0]}” more than once.")
+        raise MalformedBody(f"The CSV header names “{min(repeated)}” more than once.")
     return names
 
 

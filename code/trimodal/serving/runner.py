@@ -163,8 +163,7 @@ class Runner:
         try:
             (output,) = self.session.run([self.layout.output], feed)
         except Exception as err:
-            logger.error("inference failed: %s", type(err).__name__)
-            logger.debug("inference failed", exc_info=err)
+            logger.exception("inference failed")  # the library names operators and shapes, never values
             raise InferenceFailed("The model failed on this request.") from err
         probabilities = np.asarray(output[:rows], dtype=np.float32)
         finite = np.isfinite(probabilities).all(axis=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -67,7 +68,7 @@ class TabularEncoder:
 
 def is_missing(value: object) -> bool:
     """Tells a missing value: None, or the NaN that JSON and parquet writers put in its place."""
-    return value is None or (isinstance(value, float) and value != value)
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _as_float(value: object) -> float | None:

@@ -150,8 +150,8 @@ class TextEncoder:
         chunks: list[str] = []
         current: list[str] = []
         size = 0
-        for message in messages:
-            ids = self._ids(message)
+        for whole in messages:
+            message, ids = whole, self._ids(whole)
             if len(ids) > self.max_tokens:
                 counts.cut_messages += 1
                 message = self._decode(ids[: self.max_tokens])
