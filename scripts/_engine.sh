@@ -1,7 +1,7 @@
 # Sourced by the scripts beside it: the container engine that DOCKER names (default: docker).
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) # used by what sources this
 DOCKER=${DOCKER:-docker}
 [[ $DOCKER == */* ]] && DOCKER=$(realpath -- "$DOCKER")
 
