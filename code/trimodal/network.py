@@ -76,9 +76,7 @@ class TextSubnetwork(nn.Module):
     def __init__(self, config: BertConfig, branch_dim: int, dropout: float) -> None:
         super().__init__()
         self.bert = BertModel(config)
-        self.head_layer = nn.Sequential(
-            nn.Dropout(dropout), nn.Linear(config.hidden_size, branch_dim)
-        )
+        self.head_layer = nn.Sequential(nn.Dropout(dropout), nn.Linear(config.hidden_size, branch_dim))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Encodes int64 `[B, C, T]` ids and mask to float32 `[B, D]`."""
@@ -95,9 +93,7 @@ class TabularSubnetwork(nn.Module):
 
     def __init__(self, fields: int, branch_dim: int) -> None:
         super().__init__()
-        self.embedding_layer = nn.Sequential(
-            nn.LayerNorm(fields), nn.Linear(fields, branch_dim), nn.ReLU()
-        )
+        self.embedding_layer = nn.Sequential(nn.LayerNorm(fields), nn.Linear(fields, branch_dim), nn.ReLU())
 
     def forward(self, fields: Tensor) -> Tensor:
         """Projects float32 `[B, F]` to `[B, D]`."""
@@ -179,9 +175,7 @@ class TrimodalNetwork(nn.Module):
         return scores
 
 
-def load_network(
-    path: Path, primary: Mapping[str, Any], secondary: Mapping[str, Any]
-) -> TrimodalNetwork:
+def load_network(path: Path, primary: Mapping[str, Any], secondary: Mapping[str, Any]) -> TrimodalNetwork:
     """Loads `model.pth`, in evaluation mode.
 
     Args:
@@ -276,9 +270,7 @@ def check_parity(network: TrimodalNetwork, path: Path) -> float:
     return worst
 
 
-def synthetic_inputs(
-    config: NetworkConfig, *shapes: tuple[int, int, int], seed: int
-) -> list[Array]:
+def synthetic_inputs(config: NetworkConfig, *shapes: tuple[int, int, int], seed: int) -> list[Array]:
     """Random inputs in the network's order, right-padded, for the two texts' `(B, C, T)`."""
     rng = np.random.default_rng(seed)
     inputs: list[Array] = []
