@@ -65,6 +65,7 @@ class Settings:
         """
         env = _Environment(environ)
         env.choice("MODEL_SERVER", ("mms",), "mms")
+        env.choice("SAGEMAKER_MULTI_MODEL", ("false",), "false")
         return cls(
             model_dir=Path(env.text("SM_MODEL_DIR", "/opt/ml/model")),
             port=env.integer("SAGEMAKER_BIND_TO_PORT", 8080, 1, 65535),
