@@ -27,7 +27,7 @@ COPY requirements/build.txt /requirements/
 # Every package is in the lock (--no-deps); the two that come as source are pure Python and built with the pinned
 # setuptools, so no compiler is needed. Test suites and headers inside the packages are dead weight.
 RUN python3 -m venv /opt/venv \
-    && pip="/opt/venv/bin/pip --disable-pip-version-check --no-cache-dir install --no-deps --require-hashes" \
+    && pip="/opt/venv/bin/pip --disable-pip-version-check --no-cache-dir -q install --no-deps --require-hashes" \
     && $pip -r /requirements/build.txt \
     && $pip --no-build-isolation -r /requirements/serve.txt \
     && find /opt/venv -type d \( -path '*/numpy/*/tests' -o -path '*/scipy/*/tests' -o -path '*/pyarrow/tests' \
@@ -35,9 +35,9 @@ RUN python3 -m venv /opt/venv \
 
 FROM venv AS venv-full
 COPY requirements/full.txt requirements/torch.txt /requirements/
-RUN /opt/venv/bin/pip --disable-pip-version-check --no-cache-dir install --no-deps --require-hashes \
+RUN /opt/venv/bin/pip --disable-pip-version-check --no-cache-dir -q install --no-deps --require-hashes \
         -r /requirements/full.txt \
-    && /opt/venv/bin/pip --disable-pip-version-check --no-cache-dir install -r /requirements/torch.txt \
+    && /opt/venv/bin/pip --disable-pip-version-check --no-cache-dir -q install -r /requirements/torch.txt \
     && rm -rf /opt/venv/lib/python3.11/site-packages/torch/test /opt/venv/lib/python3.11/site-packages/torch/include
 
 # --- the images -------------------------------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ COPY --from=venv /opt/venv /opt/venv
 COPY LICENSE pyproject.toml ./
 COPY docker docker
 COPY code code
-RUN pip --disable-pip-version-check --no-cache-dir install -q --no-deps --no-build-isolation -e . \
+RUN pip --disable-pip-version-check --no-cache-dir -q install --no-deps --no-build-isolation -e . \
     && python -m compileall -q code
 
 FROM runtime-${ACCELERATOR} AS full
@@ -76,5 +76,5 @@ COPY --from=venv-full /opt/venv /opt/venv
 COPY LICENSE pyproject.toml ./
 COPY docker docker
 COPY code code
-RUN pip --disable-pip-version-check --no-cache-dir install -q --no-deps --no-build-isolation -e . \
+RUN pip --disable-pip-version-check --no-cache-dir -q install --no-deps --no-build-isolation -e . \
     && python -m compileall -q code
