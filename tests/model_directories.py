@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from trimodal.errors import ArtifactError
 
 PRIMARY, SECONDARY = "chat", "events"
 FIELDS = ("amount", "count")
@@ -107,6 +111,16 @@ def write_model_directory(
         write_value(path / f"{name}.{'pkl' if pickled else 'json'}", value)
     write_graph(path / "model.onnx", graph or Graph())
     return path
+
+
+@contextmanager
+def artifact_error(*words: str) -> Iterator[None]:
+    """Expects an `ArtifactError` of one line that holds the words: the file's name, and what to do."""
+    with pytest.raises(ArtifactError) as caught:
+        yield
+    message = str(caught.value)
+    assert [word for word in words if word not in message] == [], message
+    assert "\n" not in message, message
 
 
 def write_value(path: Path, value: object) -> None:
