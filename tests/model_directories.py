@@ -175,10 +175,11 @@ def write_graph(path: Path, graph: Graph) -> None:
         columns = list(graph.fields)
         inputs += [helper.make_tensor_value_info(name, graph.floats, [graph.batch, 1]) for name in columns]
     random = np.random.default_rng(7)
+    words = np.random.default_rng(8)  # a source of its own, so that more words leave the others as they are
     width = 2 + len(graph.fields)
     constants = {
-        "embedding": random.normal(size=graph.vocabulary).astype(np.float32),
-        "scale": np.array([1.0, 1.0, *([0.05] * len(graph.fields))], np.float32),
+        "embedding": words.normal(size=graph.vocabulary).astype(np.float32),
+        "scale": np.array([1.0, 1.0, *([0.1] * len(graph.fields))], np.float32),
         "weight": random.normal(size=(width, graph.classes)).astype(np.float32),
         "last": np.array([-1], np.int64),
         "one": np.array(1.0, np.float32),

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from trimodal.loading.hardware import MIB, Hardware, choose_threads, choose_workers, detect
+
+GIB = 1024 * MIB
+V2_CPU, V2_MEMORY = "sys/fs/cgroup/cpu.max", "sys/fs/cgroup/memory.max"
+V1_QUOTA, V1_PERIOD = "sys/fs/cgroup/cpu/cpu.cfs_quota_us", "sys/fs/cgroup/cpu/cpu.cfs_period_us"
+V1_MEMORY = "sys/fs/cgroup/memory/memory.limit_in_bytes"
+MEMINFO = "proc/meminfo"
+MACHINE = {MEMINFO: "MemFree:         111 kB\nMemTotal:       16777216 kB\n"}
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """Detects the hardware of a machine of eight cores with the given files."""
+    # the one fact that no file holds; a process cannot give itself cores that it does not have
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+
+    def found(files):
+        for name, content in (MACHINE | files).items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
+        return detect(tmp_path)
+
+    return found
+
+
+@pytest.mark.parametrize(
+    ("files", "cores", "memory"),
+    [
+        ({}, 8, 16 * GIB),
+        ({V2_CPU: "max 100000\n", V2_MEMORY: "max\n"}, 8, 16 * GIB),
+        ({V2_CPU: "200000 100000\n", V2_MEMORY: f"{2 * GIB}\n"}, 2, 2 * GIB),
+        ({V2_CPU: "50000 100000\n"}, 1, 16 * GIB),
+        ({V2_CPU: "150000 100000\n"}, 2, 16 * GIB),
+        ({V2_CPU: "6400000 100000\n"}, 8, 16 * GIB),
+        ({V2_MEMORY: f"{64 * GIB}\n"}, 8, 16 * GIB),
+        ({V1_QUOTA: "-1\n", V1_PERIOD: "100000\n", V1_MEMORY: "9223372036854771712\n"}, 8, 16 * GIB),
+        ({V1_QUOTA: "300000\n", V1_PERIOD: "100000\n", V1_MEMORY: f"{GIB}\n"}, 3, GIB),
+        ({V1_QUOTA: "25000\n", V1_PERIOD: "100000\n"}, 1, 16 * GIB),
+        ({V1_QUOTA: "300000\n", V1_PERIOD: "0\n"}, 8, 16 * GIB),
+        ({V1_QUOTA: "300000\n"}, 8, 16 * GIB),
+        ({V2_CPU: "garbage\n", V2_MEMORY: "\n"}, 8, 16 * GIB),
+        ({V2_CPU: "100000 100000\n", V1_QUOTA: "400000\n", V1_PERIOD: "100000\n"}, 1, 16 * GIB),
+    ],
+)
+def test_limits_of_the_control_group(machine, files, cores, memory):
+    assert machine(files) == Hardware(cores, memory)
+
+
+def test_without_any_file_the_operating_system_is_asked(tmp_path):
+    found = detect(tmp_path)
+
+    assert found == Hardware(len(os.sched_getaffinity(0)), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def test_this_machine():
+    found = detect()
+
+    assert 1 <= found.cores <= (os.cpu_count() or 1)
+    assert 0 < found.memory <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@pytest.mark.parametrize(
+    ("cores", "memory", "model", "workers"),
+    [
+        (1, 16 * GIB, 10 * MIB, 1),
+        (2, 16 * GIB, 10 * MIB, 1),
+        (3, 16 * GIB, 10 * MIB, 1),
+        (4, 16 * GIB, 10 * MIB, 2),
+        (16, 64 * GIB, 10 * MIB, 8),
+        (16, 8 * GIB, 900 * MIB, 3),  # (8192 - 400) / (2 × 900 + 200)
+        (16, 1 * GIB, 900 * MIB, 1),
+        (16, 100 * MIB, 10 * MIB, 1),
+        (8, 400 * MIB + 2 * 220 * MIB, 10 * MIB, 2),
+        (8, 400 * MIB + 2 * 220 * MIB - 1, 10 * MIB, 1),
+    ],
+)
+def test_workers_by_cores_and_memory(cores, memory, model, workers):
+    assert choose_workers(Hardware(cores, memory), model) == workers
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "threads"),
+    [(1, 1, 1), (2, 1, 2), (4, 1, 4), (8, 1, 4), (64, 1, 4), (8, 4, 2), (8, 3, 2), (4, 3, 1), (2, 8, 1)],
+)
+def test_threads_are_the_share_of_a_worker_and_at_most_four(cores, workers, threads):
+    assert choose_threads(Hardware(cores, GIB), workers) == threads
