@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from trimodal import errors
+from trimodal.errors import ArtifactError, RequestError, SettingsError, StartupError, TrimodalError
+
+STATUSES = {
+    "MalformedBody": (400, "malformed_body"),
+    "NotFound": (404, "not_found"),
+    "MethodNotAllowed": (405, "method_not_allowed"),
+    "NotAcceptable": (406, "not_acceptable"),
+    "PayloadTooLarge": (413, "payload_too_large"),
+    "UnsupportedMedia": (415, "unsupported_content_type"),
+    "InvalidRecord": (422, "invalid_record"),
+    "InferenceFailed": (500, "inference_failed"),
+    "Unavailable": (503, "unavailable"),
+    "InferenceTimeout": (504, "timeout"),
+}
+
+
+def subclasses(base):
+    return {base, *(found for child in base.__subclasses__() for found in subclasses(child))}
+
+
+def drawn_tree():
+    """Reads the tree of the docstring: (name, name of the parent, status or None) of each line."""
+    lines = re.findall(r"^( *(?:[│├└─ ]*))([A-Z]\w+)(?: +(\d{3}))?", errors.__doc__.split("::", 1)[1], re.MULTILINE)
+    path, rows = [], []
+    for indent, name, status in lines:
+        while path and path[-1][0] >= len(indent):
+            path.pop()
+        rows.append((name, path[-1][1] if path else "Exception", int(status) if status else None))
+        path.append((len(indent), name))
+    return rows
+
+
+def own_classes():
+    return {cls for cls in subclasses(TrimodalError) if cls.__module__ == errors.__name__}
+
+
+@pytest.mark.parametrize("name", STATUSES)
+def test_status_and_code_stand_on_the_class(name):
+    cls = getattr(errors, name)
+    assert (cls.status, cls.code) == STATUSES[name]
+    assert issubclass(cls, RequestError)
+
+
+def test_every_request_error_is_tested_here():
+    assert {cls.__name__ for cls in own_classes() if issubclass(cls, RequestError)} == {"RequestError", *STATUSES}
+
+
+def test_codes_are_unlike():
+    assert len({code for _, code in STATUSES.values()}) == len(STATUSES)
+
+
+def test_the_docstring_draws_the_whole_tree():
+    drawn = {name: parent for name, parent, _ in drawn_tree()}
+    assert drawn == {cls.__name__: cls.__base__.__name__ for cls in own_classes()}
+
+
+def test_the_docstring_gives_each_status():
+    assert {name: status for name, _, status in drawn_tree() if status} == {
+        name: status for name, (status, _) in STATUSES.items()
+    }
+
+
+def test_an_error_may_name_a_record():
+    error = errors.InvalidRecord("Record 3 lacks the field amount.", record=3)
+    assert (str(error), error.record) == ("Record 3 lacks the field amount.", 3)
+    assert errors.InvalidRecord("no").record is None
+
+
+def test_errors_of_start_up_have_no_status():
+    for cls in (StartupError, SettingsError, ArtifactError):
+        assert not issubclass(cls, RequestError)
+        assert not hasattr(cls, "status")

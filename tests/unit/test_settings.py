@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import pytest
+
+from trimodal.errors import SettingsError, StartupError
+from trimodal.settings import MIB, Settings
+
+DEFAULTS = {
+    "model_dir": Path("/opt/ml/model"),
+    "port": 8080,
+    "port_range": None,
+    "workers": None,
+    "startup_timeout": 600,
+    "request_timeout": 60,
+    "max_payload": 25 * MIB,
+    "default_accept": "application/json",
+    "program": "inference.py",
+    "intra_op_threads": None,
+    "inter_op_threads": 1,
+    "score_numbers": False,
+    "response_fields": (),
+    "log_level": "INFO",
+    "run_dir": None,
+}
+
+GOOD = [
+    ("SM_MODEL_DIR", "/srv/model", "model_dir", Path("/srv/model")),
+    ("SAGEMAKER_BIND_TO_PORT", "9000", "port", 9000),
+    ("SAGEMAKER_BIND_TO_PORT", " 1 ", "port", 1),
+    ("SAGEMAKER_BIND_TO_PORT", "65535", "port", 65535),
+    ("SAGEMAKER_SAFE_PORT_RANGE", "9000-9999", "port_range", (9000, 9999)),
+    ("SAGEMAKER_SAFE_PORT_RANGE", "9000-9000", "port_range", (9000, 9000)),
+    ("SAGEMAKER_MODEL_SERVER_WORKERS", "3", "workers", 3),
+    ("SAGEMAKER_STARTUP_TIMEOUT", "30", "startup_timeout", 30),
+    ("SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS", "120", "request_timeout", 120),
+    ("SAGEMAKER_MAX_PAYLOAD_IN_MB", "6", "max_payload", 6 * MIB),
+    ("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT", "text/csv", "default_accept", "text/csv"),
+    ("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT", "Application/JSONLines", "default_accept", "application/jsonlines"),
+    ("SAGEMAKER_PROGRAM", "handler.py", "program", "handler.py"),
+    ("ONNX_INTRA_OP_THREADS", "2", "intra_op_threads", 2),
+    ("ONNX_INTER_OP_THREADS", "4", "inter_op_threads", 4),
+    ("SCORE_FORMAT", "number", "score_numbers", True),
+    ("SCORE_FORMAT", "String", "score_numbers", False),
+    ("RESPONSE_FIELDS", "output-label", "response_fields", ("output-label",)),
+    ("RESPONSE_FIELDS", " ID , output-label,", "response_fields", ("id", "output-label")),
+    ("LOG_LEVEL", "debug", "log_level", "DEBUG"),
+    ("LOG_LEVEL", "ERROR", "log_level", "ERROR"),
+    ("TRIMODAL_RUN_DIR", "/tmp/run", "run_dir", Path("/tmp/run")),
+]
+VARIABLES = sorted({name for name, *_ in GOOD} | {"MODEL_SERVER"})
+
+WHOLE_NUMBERS = [
+    "SAGEMAKER_BIND_TO_PORT",
+    "SAGEMAKER_MODEL_SERVER_WORKERS",
+    "SAGEMAKER_STARTUP_TIMEOUT",
+    "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS",
+    "SAGEMAKER_MAX_PAYLOAD_IN_MB",
+    "ONNX_INTRA_OP_THREADS",
+    "ONNX_INTER_OP_THREADS",
+]
+BAD = [
+    *(
+        (name, value)
+        for name in WHOLE_NUMBERS
+        for value in ("0", "-1", "many", "1.5", "1e3", "2 3", "0x10", "999999999")
+    ),
+    ("SAGEMAKER_BIND_TO_PORT", "65536"),
+    *(
+        ("SAGEMAKER_SAFE_PORT_RANGE", value)
+        for value in ("9000", "9999-9000", "0-10", "1-65536", "a-b", "-1-5", "1-2-3")
+    ),
+    ("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT", "text/html"),
+    ("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT", "*/*"),
+    ("SCORE_FORMAT", "numbers"),
+    ("SCORE_FORMAT", "true"),
+    ("RESPONSE_FIELDS", "label"),
+    ("LOG_LEVEL", "verbose"),
+    ("MODEL_SERVER", "flask"),
+]
+
+
+def values(settings):
+    return {name: getattr(settings, name) for name in DEFAULTS}
+
+
+def test_an_empty_environment_gives_the_defaults():
+    settings = Settings.from_environment({})
+    assert values(settings) == DEFAULTS
+    assert settings == Settings()
+
+
+def test_every_setting_is_tested_here():
+    assert set(Settings.__dataclass_fields__) == set(DEFAULTS) == {field for _, _, field, _ in GOOD}
+
+
+def test_other_variables_do_not_matter():
+    assert Settings.from_environment({"PATH": "/bin", "sagemaker_bind_to_port": "1", "PORT": "2"}) == Settings()
+
+
+@pytest.mark.parametrize(("name", "text", "field", "value"), GOOD)
+def test_a_variable_sets_its_own_field_only(name, text, field, value):
+    assert values(Settings.from_environment({name: text})) == DEFAULTS | {field: value}
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+@pytest.mark.parametrize("text", ["", " ", "\t\n"])
+def test_an_empty_variable_counts_as_unset(name, text):
+    assert Settings.from_environment({name: text}) == Settings()
+
+
+@pytest.mark.parametrize(("name", "text"), BAD)
+def test_a_bad_value_names_variable_and_value(name, text):
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environment({name: text})
+    assert name in str(caught.value)
+    assert repr(text) in str(caught.value)
+    assert isinstance(caught.value, StartupError)
+
+
+def test_a_message_says_what_would_do():
+    with pytest.raises(SettingsError, match=r"SCORE_FORMAT='float' must be one of string, number\."):
+        Settings.from_environment({"SCORE_FORMAT": "float"})
+    with pytest.raises(SettingsError, match=r"SAGEMAKER_BIND_TO_PORT='http' must be a whole number from 1 to 65535\."):
+        Settings.from_environment({"SAGEMAKER_BIND_TO_PORT": "http"})
+    with pytest.raises(SettingsError, match="such as 9000-9999"):
+        Settings.from_environment({"SAGEMAKER_SAFE_PORT_RANGE": "9000"})
+
+
+def test_one_of_several_fields_is_named():
+    with pytest.raises(SettingsError, match=r"RESPONSE_FIELDS: 'score' must be one of output-label, id\."):
+        Settings.from_environment({"RESPONSE_FIELDS": "id,score"})
+
+
+def test_the_model_server_that_exists_may_be_named():
+    assert Settings.from_environment({"MODEL_SERVER": "MMS"}) == Settings()
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(FrozenInstanceError):
+        Settings().port = 1
