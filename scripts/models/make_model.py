@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(options.threads)
     started = time.monotonic()
-    make(options.kind, options.out, options.seed, retrain=options.retrained_ablation)
+    make(options.kind, options.out, options.seed, retrain=options.retrained_ablation, bfloat16=options.bf16)
     logger.info("made %s in %.0f s", options.out, time.monotonic() - started)
     return 0
 
@@ -79,6 +79,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     parser.add_argument("--seed", type=int, default=7, help="of data, weights and order (7)")
     parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch (2)")
+    parser.add_argument("--bf16", action="store_true", help="train in bfloat16: faster on CPUs with AMX")
     parser.add_argument(
         "--retrained-ablation",
         action="store_true",
@@ -87,7 +88,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def make(kind: str, out: Path, seed: int, *, retrain: bool) -> None:
+def make(kind: str, out: Path, seed: int, *, retrain: bool, bfloat16: bool) -> None:
     """Makes one model directory.
 
     Args:
@@ -95,26 +96,28 @@ def make(kind: str, out: Path, seed: int, *, retrain: bool) -> None:
         out: the directory.
         seed: of everything that is drawn.
         retrain: whether to train again without each modality.
+        bfloat16: whether to train in bfloat16.
     """
     plan = PLANS[kind]
+    recipe = None if plan.recipe is None else replace(plan.recipe, seed=seed, bfloat16=bfloat16)
     training, validation, test = split(make_cases(sum(plan.cases), seed), plan.cases)
     logger.info("drew %d cases", sum(plan.cases))
     encoders = choose(kind, training, plan.max_tokens)
     reader = Reader(encoders.tokenizer, plan.max_tokens, MAX_CHUNKS, imputation(training))
     data = Data(reader, reader.examples(training), reader.examples(validation), reader.examples(test))
     network = encoders.network(seed)
-    if plan.recipe is None:
+    if recipe is None:
         spread_scores(network, data.training)
     else:
-        train(network, data.training, data.validation, replace(plan.recipe, seed=seed))
+        train(network, data.training, data.validation, recipe)
     directory = ModelDirectory(out, network, encoders.bert, reader)
     directory.write()
     directory.write_golden(pick_golden(data.test, test, plan.golden))
-    report = Report(kind, seed, plan.cases, data.test.labels, retrain)
-    if plan.recipe is not None:
+    options = " --retrained-ablation" * retrain + " --bf16" * bfloat16
+    report = Report(kind, f"--seed {seed}{options}", plan.cases, data.test.labels)
+    if recipe is not None:
         directory.write_calibration(score(network.predict, data.validation.features)[:, 1])
-        again = replace(plan.recipe, seed=seed) if retrain else None
-        report = judge(report, directory, data, encoders, again)
+        report = judge(report, directory, data, encoders, recipe if retrain else None)
     directory.path.joinpath("README.md").write_text(report.text(directory.path), encoding="utf-8")
 
 

@@ -37,26 +37,23 @@ class Report:
 
     Attributes:
         kind: the kind of model.
-        seed: seed of data, weights and order.
+        options: options of the command that made it, the seed among them.
         cases: numbers of training, validation and test cases.
         labels: labels of the test cases.
-        retrain: whether models were trained without each modality.
         whole: quality on the test cases, or None for random weights.
         ablations: quality without each modality.
     """
 
     kind: str
-    seed: int
+    options: str
     cases: tuple[int, int, int]
     labels: Labels
-    retrain: bool
     whole: Quality | None = None
     ablations: tuple[Ablation, ...] = ()
 
     def text(self, path: Path) -> str:
         """The README."""
-        command = f"python scripts/models/make_model.py {self.kind} --out DIR --seed {self.seed}"
-        command += " --retrained-ablation" if self.retrain else ""
+        command = f"python scripts/models/make_model.py {self.kind} --out DIR {self.options}"
         versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
         parts = [
             f"# {self.kind}: {_TITLES[self.kind]}",

@@ -58,6 +58,7 @@ class Recipe:
         rate: highest learning rate of the heads.
         encoder_rate: highest learning rate of the BERT encoders.
         seed: seed of the order, the weights and the dropout.
+        bfloat16: whether products are taken in bfloat16: several times faster on CPUs with AMX, slower on others.
     """
 
     epochs: int = 7
@@ -66,6 +67,7 @@ class Recipe:
     rate: float = 1e-3
     encoder_rate: float = 5e-4  # twice as much, or larger initial weights, learn less per epoch
     seed: int = 7
+    bfloat16: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,7 @@ def train(network: TrimodalNetwork, examples: Examples, held_out: Examples, reci
     for epoch in range(recipe.epochs):
         order = batches(examples.features, recipe.batch, rng)
         losses = _epoch(network.train(), examples, order, optimizer, schedule)
+        losses = _in_bfloat16(losses) if recipe.bfloat16 else losses
         shown = tqdm(losses, f"epoch {epoch + 1}", len(order), leave=False, disable=None)
         loss = float(np.mean(list(shown)))
         auc = quality(score(network.eval().predict, held_out.features), held_out.labels).auc
@@ -161,6 +164,12 @@ def train(network: TrimodalNetwork, examples: Examples, held_out: Examples, reci
             break
     network.load_state_dict(best)
     return network.eval()
+
+
+def _in_bfloat16(losses: Iterator[float]) -> Iterator[float]:
+    """Takes the steps of an epoch with products in bfloat16."""
+    with torch.autocast("cpu", torch.bfloat16):
+        yield from losses
 
 
 def _optimizer(
@@ -192,7 +201,7 @@ def _epoch(
     for batch in order:
         inputs = [torch.from_numpy(a) for a in collate([examples.features[i] for i in batch])]
         logits = network.logits(*inputs)
-        loss: Tensor = nn.functional.cross_entropy(logits, torch.from_numpy(examples.labels[batch]))
+        loss: Tensor = nn.functional.cross_entropy(logits.float(), torch.from_numpy(examples.labels[batch]))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
