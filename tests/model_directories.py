@@ -113,6 +113,16 @@ def write_model_directory(
     return path
 
 
+class Harmful:
+    """Pickles as a call of any function with any arguments, which an ordinary unpickler would make."""
+
+    def __init__(self, function: Callable[..., object], *arguments: object) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return self.call
+
+
 @contextmanager
 def artifact_error(*words: str) -> Iterator[None]:
     """Expects an `ArtifactError` of one line that holds the words: the file's name, and what to do."""
