@@ -250,7 +250,7 @@ def test_pretty_printed_json_is_not_json_lines():
 # --- CSV
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("final", [True, False])
 def test_csv(end, final):
     body = end.join(['17,"[bom]a, ""b""[eom]",3.5', "18,plain,4"]) + end * final

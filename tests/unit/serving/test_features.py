@@ -49,11 +49,12 @@ def test_what_was_cut_dropped_or_unmarked_is_kept_for_each_text(encoder):
     assert (features.secondary.unmarked, features.secondary.cut_messages) == (True, 0)
 
 
-@pytest.mark.parametrize("values", [{"chat": None}, {"chat": ""}, {"chat": float("nan")}, {"chat": " "}])
-def test_a_missing_text_is_a_placeholder(values, encoder, read):
-    features = encoder.encode(record(**values))
-    assert read(features.primary) == ["[CLS] . [SEP]"]
+@pytest.mark.parametrize("value", [None, "", float("nan"), " "], ids=repr)
+def test_a_missing_text_is_a_placeholder(value, encoder, read):
+    features = encoder.encode(record(chat=value, events=value))
+    assert read(features.primary) == read(features.secondary) == ["[CLS] . [SEP]"]
     assert features.primary.unmarked
+    assert features.secondary.unmarked
 
 
 def test_an_absent_text_is_a_placeholder(encoder, read):
