@@ -26,9 +26,9 @@ def model_fn(model_dir: str) -> Pipeline:
     return load_pipeline(replace(_settings(), model_dir=Path(model_dir)))
 
 
-def input_fn(body: bytes, content_type: str) -> Payload:
+def input_fn(body: bytes | str, content_type: str) -> Payload:
     """Parses a request body; raises a `RequestError` that says what is wrong with it."""
-    return decode(body, content_type)
+    return decode(body.encode() if isinstance(body, str) else body, content_type)
 
 
 def predict_fn(payload: Payload, model: Pipeline) -> Predictions:

@@ -21,6 +21,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import ClassVar
 
 
@@ -55,6 +56,11 @@ class RequestError(TrimodalError):
     def __init__(self, message: str, *, record: int | None = None) -> None:
         super().__init__(message)
         self.record = record
+
+    def to_json(self) -> bytes:
+        """Returns the body of the error's answer, always JSON."""
+        body = {"code": self.code, "message": str(self), "record": self.record}
+        return json.dumps({"error": body}).encode()
 
 
 class MalformedBody(RequestError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from trimodal.errors import ArtifactError
 from trimodal.loading.calibration import read_calibrator
 from trimodal.loading.config import ModelConfig, read_config
-from trimodal.loading.files import read_value
+from trimodal.loading.files import finite, read_value
 from trimodal.records import Schema
 from trimodal.serving.calibrate import Calibrator
 from trimodal.serving.tabular import RiskTable
@@ -101,9 +100,10 @@ def _read_columns(model_dir: Path, config: ModelConfig) -> tuple[str, ...] | Non
 
 
 def _read_imputation(model_dir: Path) -> dict[str, float]:
-    value, name = read_value(model_dir, "impute_dict")
-    if value is None:
+    found = read_value(model_dir, "impute_dict")
+    if found is None:
         return {}
+    value, name = found
     numbers = _numbers(value)
     if numbers is None:
         raise ArtifactError(f"{name} must map field names to finite numbers.")
@@ -111,9 +111,10 @@ def _read_imputation(model_dir: Path) -> dict[str, float]:
 
 
 def _read_risk_tables(model_dir: Path) -> dict[str, RiskTable]:
-    value, name = read_value(model_dir, "risk_table_map")
-    if value is None:
+    found = read_value(model_dir, "risk_table_map")
+    if found is None:
         return {}
+    value, name = found
     if not isinstance(value, dict):
         raise ArtifactError(f"{name} must map field names to risk tables.")
     return {str(field): _risk_table(table, str(field), name) for field, table in value.items()}
@@ -121,7 +122,7 @@ def _read_risk_tables(model_dir: Path) -> dict[str, RiskTable]:
 
 def _risk_table(table: object, field: str, name: str) -> RiskTable:
     bins = _numbers(table.get("bins")) if isinstance(table, dict) else None
-    default = _finite(table.get("default_bin")) if isinstance(table, dict) else None
+    default = finite(table.get("default_bin")) if isinstance(table, dict) else None
     if bins is None or default is None:
         raise ArtifactError(f"{name}: the risk table of {field} must hold numbers as “bins” and “default_bin”.")
     return RiskTable(bins, default)
@@ -131,12 +132,7 @@ def _numbers(value: object) -> dict[str, float] | None:
     """Returns a dict of finite numbers with its keys as text, or None for anything else."""
     if not isinstance(value, dict):
         return None
-    numbers = {str(key): _finite(number) for key, number in value.items()}
+    numbers = {str(key): finite(number) for key, number in value.items()}
     return (
         {key: number for key, number in numbers.items() if number is not None} if None not in numbers.values() else None
     )
-
-
-def _finite(value: object) -> float | None:
-    """Returns a finite number, or None for anything else."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

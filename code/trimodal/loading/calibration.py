@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import math
 from pathlib import Path
 
 from trimodal.errors import ArtifactError
 from trimodal.loading.config import ModelConfig
-from trimodal.loading.files import read_value
+from trimodal.loading.files import finite, read_value
 from trimodal.serving.calibrate import Calibrator, Table
 
 logger = logging.getLogger(__name__)
@@ -24,9 +23,10 @@ def read_calibrator(model_dir: Path, config: ModelConfig) -> Calibrator:
     """
     folder = model_dir / "calibration"
     for stem in ("percentile_score", "calibration_model"):
-        value, name = read_value(folder, stem)
-        if value is None:
+        found = read_value(folder, stem)
+        if found is None:
             continue
+        value, name = found
         if config.num_classes == 2:
             return Calibrator(binary=_table(value, f"calibration/{name}"))
         logger.warning("calibration/%s is for two classes and the model has %d: ignored", name, config.num_classes)
@@ -39,7 +39,10 @@ def _class_tables(folder: Path, config: ModelConfig) -> dict[int, Table]:
     stems = {path.stem for path in folder.glob(f"{_CLASS_PREFIX}*") if path.suffix in (".json", ".pkl")}
     for stem in sorted(stems):
         suffix = stem.removeprefix(_CLASS_PREFIX)
-        value, name = read_value(folder, stem)
+        found = read_value(folder, stem)
+        if found is None:  # a directory of that name
+            continue
+        value, name = found
         where = f"calibration/calibration_models/{name}"
         table = _table(value, where)
         if suffix.isdecimal() and int(suffix) < config.num_classes:
@@ -55,10 +58,13 @@ def _class_tables(folder: Path, config: ModelConfig) -> dict[int, Table]:
 
 
 def _table(value: object, where: str) -> Table:
-    try:
-        table = tuple((float(raw), float(calibrated)) for raw, calibrated in value)  # type: ignore[attr-defined]
-    except (TypeError, ValueError) as err:
-        raise ArtifactError(f"{where} must be a list of [raw, calibrated] pairs of numbers.") from err
-    if not table or not all(math.isfinite(number) for pair in table for number in pair):
-        raise ArtifactError(f"{where} must hold at least one pair, and finite numbers only.")
-    return table
+    rows = value if isinstance(value, list | tuple) else []
+    table: list[tuple[float, float]] = []
+    for row in rows:
+        numbers = [finite(number) for number in row] if isinstance(row, list | tuple) else []
+        if len(numbers) != 2 or numbers[0] is None or numbers[1] is None:
+            raise ArtifactError(f"{where} must be a list of [raw, calibrated] pairs of finite numbers.")
+        table.append((numbers[0], numbers[1]))
+    if not table:
+        raise ArtifactError(f"{where} must be a list of at least one [raw, calibrated] pair.")
+    return tuple(table)

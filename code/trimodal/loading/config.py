@@ -71,7 +71,8 @@ def read_config(model_dir: Path) -> ModelConfig:
     if not isinstance(config, dict):
         raise ArtifactError("hyperparameters.json must be a JSON object.")
     limits = {key: saved_config[key] for key in _LIMITS if saved_config.get(key) is not None}
-    return _Reader({**config, **limits}).read()
+    sources = dict.fromkeys(limits if path.is_file() else saved_config, saved.name)
+    return _Reader({**config, **limits}, sources).read()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,11 @@ class _Reader:
     """Typed look-ups in the configuration."""
 
     config: Mapping[str, Any]
+    sources: Mapping[str, str]
+
+    def error(self, key: str, what: str) -> ArtifactError:
+        """Returns the error that a value is wrong, naming the file that it stands in."""
+        return ArtifactError(f"{self.sources.get(key, 'hyperparameters.json')}: {key} {what}.")
 
     def read(self) -> ModelConfig:
         tabular = self.names("tab_field_list")
@@ -88,7 +94,7 @@ class _Reader:
             raise ArtifactError("hyperparameters.json must name primary_text_name and secondary_text_name.")
         if len({primary, secondary, *tabular}) != len(tabular) + 2:
             raise ArtifactError("hyperparameters.json names one field twice among the texts and tab_field_list.")
-        categories = tuple(str(label) for label in self.config.get("multiclass_categories") or ())
+        categories = self.labels("multiclass_categories")
         num_classes = self.integer("num_classes", len(categories) or 2, low=2)
         if categories and len(categories) != num_classes:
             raise ArtifactError(
@@ -120,14 +126,21 @@ class _Reader:
         if value is None or value == "":
             return None
         if not isinstance(value, str):
-            raise ArtifactError(f"hyperparameters.json: {key} must be a text.")
+            raise self.error(key, "must be a text")
         return value
 
     def names(self, key: str) -> tuple[str, ...]:
         value = self.config.get(key)
         if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
-            raise ArtifactError(f"hyperparameters.json: {key} must be a list of field names.")
+            raise self.error(key, "must be a list of field names")
         return tuple(value)
+
+    def labels(self, key: str) -> tuple[str, ...]:
+        value = self.config.get(key)
+        labels = tuple(str(label) for label in value) if isinstance(value, list | tuple) else ()
+        if (value is not None and not isinstance(value, list | tuple)) or len(set(labels)) != len(labels):
+            raise self.error(key, "must be a list of different labels")
+        return labels
 
     def steps(self, key: str, default: tuple[str, ...]) -> tuple[str, ...]:
         if not self.config.get(key):
@@ -135,10 +148,9 @@ class _Reader:
         steps = self.names(key)
         for step in steps:
             if step not in STEPS:
-                raise ArtifactError(
-                    f"hyperparameters.json: {key} names the unknown step {step!r}; "
-                    f"known are {', '.join(sorted(STEPS))}."
-                )
+                raise self.error(key, f"names the unknown step {step!r}; known are {', '.join(sorted(STEPS))}")
+        if "dialogue_splitter" in steps[1:]:
+            raise self.error(key, "must begin with dialogue_splitter, which reads the text as it was sent")
         return steps
 
     def integer(self, key: str, default: int, *, low: int) -> int:
@@ -146,7 +158,7 @@ class _Reader:
         if value is None:
             return default
         if not isinstance(value, int) or isinstance(value, bool) or value < low:
-            raise ArtifactError(f"hyperparameters.json: {key} must be a whole number of at least {low}.")
+            raise self.error(key, f"must be a whole number of at least {low}")
         return value
 
     def flag(self, key: str, *, default: bool) -> bool:
@@ -154,5 +166,5 @@ class _Reader:
         if value is None:
             return default
         if not isinstance(value, bool):
-            raise ArtifactError(f"hyperparameters.json: {key} must be true or false.")
+            raise self.error(key, "must be true or false")
         return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,26 @@ def read_json(path: Path) -> Any:
         raise ArtifactError(f"{path.name} is not valid JSON; write it again.") from err
 
 
-def read_value(folder: Path, stem: str) -> tuple[Any, str]:
+def read_value(folder: Path, stem: str) -> tuple[Any, str] | None:
     """Reads `{stem}.json`, else `{stem}.pkl`.
 
     Returns:
-        The value (None when there is no such file) and the file's name.
+        The value and the file's name; None when there is no such file.
 
     Raises:
         ArtifactError: the file cannot be read.
     """
-    path = folder / f"{stem}.json"
-    if path.is_file():
-        return read_json(path), path.name
-    path = folder / f"{stem}.pkl"
-    if path.is_file():
-        return load_pickle(path), path.name
-    return None, path.name
+    for suffix, read in ((".json", read_json), (".pkl", load_pickle)):
+        path = folder / f"{stem}{suffix}"
+        if path.is_file():
+            return read(path), path.name
+    return None
+
+
+def finite(value: object) -> float | None:
+    """Returns a finite number, or None for anything else."""
+    try:
+        number = float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None

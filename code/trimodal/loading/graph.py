@@ -34,6 +34,24 @@ def open_session(artifacts: Artifacts, intra_op_threads: int, inter_op_threads: 
     options.intra_op_num_threads = intra_op_threads
     options.inter_op_num_threads = inter_op_threads
     options.log_severity_level = 3
+    session = _open(artifacts, options)
+    if _texts_share_an_axis(session, artifacts.schema):
+        options.enable_mem_reuse = False  # it takes axes of one name for equally long, and the texts are not
+        session = _open(artifacts, options)
+    return session
+
+
+def _texts_share_an_axis(session: onnxruntime.InferenceSession, schema: Schema) -> bool:
+    """Tells whether the chunk or token axes of the two texts bear one name, as some exporters give them."""
+    shapes = {node.name: node.shape for node in session.get_inputs()}
+    axes = [
+        {axis for axis in shapes.get(f"{field}_input_ids", [])[1:] if isinstance(axis, str)}
+        for field in (schema.primary, schema.secondary)
+    ]
+    return bool(axes[0] & axes[1])
+
+
+def _open(artifacts: Artifacts, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
     try:
         return onnxruntime.InferenceSession(str(artifacts.graph), options, providers=["CPUExecutionProvider"])
     except Exception as err:  # the library's exceptions share no base
@@ -71,7 +89,11 @@ def _text_input(inputs: dict[str, Any], field: str) -> tuple[TextInput, int | No
     node = inputs.pop(mask)
     if len(shape) not in (2, 3) or len(node.shape) != len(shape) or _dtype(node, integer=True) != dtype:
         raise ArtifactError(f"model.onnx: {ids} and {mask} must both be integer tensors [B, C, T] or [B, T].")
-    sizes = [_fixed(a) if _fixed(a) is not None else _fixed(b) for a, b in zip(shape, node.shape, strict=True)]
+    sizes = []
+    for own, other in zip(map(_fixed, shape), map(_fixed, node.shape), strict=True):
+        if own is not None and other is not None and own != other:
+            raise ArtifactError(f"model.onnx: {ids} and {mask} have different fixed sizes; export it again.")
+        sizes.append(other if own is None else own)
     chunked = len(sizes) == 3
     return TextInput(ids, mask, dtype, chunked, sizes[1] if chunked else 1, sizes[-1]), sizes[0]
 
@@ -100,12 +122,13 @@ def _tabular_input(node: Any, columns: tuple[int, ...]) -> TabularInput:
 
 
 def _output(session: onnxruntime.InferenceSession) -> str:
-    names = [node.name for node in session.get_outputs()]
-    if "probs" in names:
-        return "probs"
-    if len(names) == 1:
-        return str(names[0])
-    raise ArtifactError("model.onnx has several outputs and none is named probs; name the probabilities probs.")
+    nodes = {node.name: node for node in session.get_outputs()}
+    if "probs" not in nodes and len(nodes) > 1:
+        raise ArtifactError("model.onnx has several outputs and none is named probs; name the probabilities probs.")
+    node = nodes.get("probs") or next(iter(nodes.values()))
+    if node.shape is not None and len(node.shape) not in (0, 2):  # 0: the exporter left it open
+        raise ArtifactError(f"model.onnx: the output {node.name} must be a tensor [B, K] of probabilities.")
+    return str(node.name)
 
 
 def _dtype(node: Any, *, integer: bool) -> DTypeLike:

@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from trimodal.settings import Settings
+
 MIB = 1024 * 1024
 
 
@@ -80,3 +82,18 @@ def choose_workers(hardware: Hardware, model_bytes: int) -> int:
 def choose_threads(hardware: Hardware, workers: int) -> int:
     """Chooses the threads of one operator: the worker's share of the cores, at most 4."""
     return max(1, min(4, hardware.cores // workers))
+
+
+def worker_count(settings: Settings) -> int:
+    """Returns how many workers serve the model directory: as told, else by cores and memory."""
+    if settings.workers is not None:
+        return settings.workers
+    files = (*settings.model_dir.glob("model.onnx*"), *settings.model_dir.glob("*.data"))
+    return choose_workers(detect(), sum(path.stat().st_size for path in files))
+
+
+def thread_count(settings: Settings) -> int:
+    """Returns the threads of one operator: as told, else the worker's share of the cores."""
+    if settings.intra_op_threads is not None:
+        return settings.intra_op_threads
+    return choose_threads(detect(), worker_count(settings))

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from trimodal.errors import ArtifactError, InferenceFailed
 from trimodal.loading.artifacts import Artifacts, read_artifacts
 from trimodal.loading.graph import find_layout, open_session
-from trimodal.loading.hardware import choose_threads, choose_workers, detect
+from trimodal.loading.hardware import thread_count
 from trimodal.loading.tokenizer import load_tokenizer
 from trimodal.records import EncodedText, Features
 from trimodal.serving.encode import ResponseFormat
@@ -33,7 +33,7 @@ def load_pipeline(settings: Settings) -> Pipeline:
     """
     artifacts = read_artifacts(settings.model_dir)
     tokenizer = load_tokenizer(settings.model_dir, artifacts.config.tokenizer)
-    session = open_session(artifacts, _threads(settings), settings.inter_op_threads)
+    session = open_session(artifacts, thread_count(settings), settings.inter_op_threads)
     layout = find_layout(session, artifacts.schema)
     runner = Runner(session, layout, tokenizer.token_to_id("[PAD]") or 0)
     pipeline = Pipeline(
@@ -56,20 +56,6 @@ def response_format(settings: Settings) -> ResponseFormat:
         echo_id="id" in settings.response_fields,
         default=settings.default_accept,
     )
-
-
-def worker_count(settings: Settings) -> int:
-    """Returns how many workers serve the model directory: as told, else by cores and memory."""
-    if settings.workers is not None:
-        return settings.workers
-    files = (*settings.model_dir.glob("model.onnx*"), *settings.model_dir.glob("*.data"))
-    return choose_workers(detect(), sum(path.stat().st_size for path in files))
-
-
-def _threads(settings: Settings) -> int:
-    if settings.intra_op_threads is not None:
-        return settings.intra_op_threads
-    return choose_threads(detect(), worker_count(settings))
 
 
 def _feature_encoder(artifacts: Artifacts, tokenizer: Tokenizer, layout: GraphLayout) -> FeatureEncoder:
@@ -100,14 +86,15 @@ def _warm_up(runner: Runner, artifacts: Artifacts, largest_id: int) -> None:
     """
     config = artifacts.config
     tabular = np.zeros(len(config.tabular), np.float32)
-    for tokens in (2, min(32, config.max_tokens), config.max_tokens):
-        text = EncodedText([[largest_id] * tokens])
+    short, long = 2, config.max_tokens
+    for primary, secondary in ((short, short), (short, long), (long, short), (long, long)):
+        texts = [EncodedText([[largest_id] * tokens]) for tokens in (primary, secondary)]
         try:
-            probabilities = runner.run([Features(0, text, text, tabular)])
+            probabilities = runner.run([Features(0, texts[0], texts[1], tabular)])
         except InferenceFailed as err:
             raise ArtifactError(
-                f"model.onnx fails on a text of {tokens} tokens with token id {largest_id}; check that it was exported "
-                "for this tokenizer and max_sen_len."
+                f"model.onnx fails on texts of {primary} and {secondary} tokens with token id {largest_id}; check that "
+                "it was exported for this tokenizer and max_sen_len."
             ) from err
     if probabilities.shape != (1, config.num_classes):
         raise ArtifactError(

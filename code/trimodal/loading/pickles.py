@@ -5,12 +5,15 @@ A pickle is a program; these readers know plain containers, numbers, strings and
 
 from __future__ import annotations
 
+import builtins
 import collections
+import functools
+import io
 import pickle
+import pickletools
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,8 +28,11 @@ def load_pickle(path: Path) -> object:
     Raises:
         ArtifactError: the file cannot be read, or would build something that is not plain.
     """
-    with path.open("rb") as file:
-        return _read(_PlainUnpickler(file), path)
+    try:
+        data = path.read_bytes()
+    except OSError as err:
+        raise ArtifactError(f"{path.name} is not readable; check its permissions.") from err
+    return _read(_PlainUnpickler, data, path.name)
 
 
 def load_torch_config(path: Path) -> dict[str, Any]:
@@ -38,66 +44,86 @@ def load_torch_config(path: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-            with archive.open(name) as file:
-                content = _read(_TorchUnpickler(file), path)
-    except (zipfile.BadZipFile, StopIteration, OSError, NotImplementedError) as err:
+            data = archive.read(name)
+    except (zipfile.BadZipFile, StopIteration, OSError, RuntimeError, ValueError) as err:
         raise ArtifactError(f"{path.name} is not a file written by torch.save; save it again.") from err
+    content = _read(_TorchUnpickler, data, path.name)
     config = content.get("config") if isinstance(content, dict) else None
     if not isinstance(config, dict):
         raise ArtifactError(f"{path.name} holds no “config” dict; save it with torch.save({{'config': …}}, …).")
     return config
 
 
-def _read(unpickler: pickle.Unpickler, path: Path) -> object:
+class _NotPlain(Exception):
+    """A pickle that would build something else than plain values."""
+
+
+def _read(unpickler: type[_PlainUnpickler], data: bytes, name: str) -> object:
     try:
-        return unpickler.load()
-    except pickle.UnpicklingError as err:
-        raise ArtifactError(f"{path.name} cannot be read: {err}.") from err
+        _check_memo(data)
+        return unpickler(io.BytesIO(data)).load()
+    except _NotPlain as err:
+        raise ArtifactError(f"{name} cannot be read: {err}; save it as JSON.") from err
     except Exception as err:  # a damaged pickle can raise anything
-        raise ArtifactError(f"{path.name} is damaged; save it again, preferably as JSON.") from err
+        raise ArtifactError(f"{name} is damaged; save it again, preferably as JSON.") from err
+
+
+def _check_memo(data: bytes) -> None:
+    """Refuses places in the memo beyond the file's size, for which the unpickler would reserve memory.
+
+    Raises:
+        ValueError: there is one, or the pickle is cut short.
+    """
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(data):
+            raise ValueError("memo index")
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Builds plain containers, numbers, strings and numpy scalars."""
+    """Builds plain containers, numbers, strings and numpy scalars.
 
-    def __init__(self, file: IO[bytes]) -> None:
-        super().__init__(file)
-        self.allowed: dict[tuple[str, str], Callable[..., object]] = {
-            ("collections", "OrderedDict"): collections.OrderedDict,
-            ("numpy", "dtype"): _Dtype,
-            ("numpy._core.multiarray", "scalar"): _scalar,  # numpy 2
-            ("numpy.core.multiarray", "scalar"): _scalar,  # numpy 1
-        }
+    What stands in for a function or a class is made anew at each look-up: a pickle can set attributes on it.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
-        try:
-            return self.allowed[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(
-                f"it would build {module}.{name}, and only plain values are allowed; save it as JSON"
-            ) from None
+        match module, name:
+            case "collections", "OrderedDict":
+                return collections.OrderedDict
+            case "builtins" | "__builtin__", "set" | "frozenset" | "bytes":
+                return getattr(builtins, name)
+            case "numpy", "dtype":
+                return type("Dtype", (_Dtype,), {})
+            case "numpy._core.multiarray" | "numpy.core.multiarray", "scalar":  # numpy 2, numpy 1
+                return functools.partial(_scalar)
+            case "_codecs", "encode":  # how protocols 0 to 2 write bytes
+                return functools.partial(_latin1)
+        raise _NotPlain(f"it would build {module}.{name}, and only plain values are allowed")
 
 
 class _TorchUnpickler(_PlainUnpickler):
     """Builds plain values; puts a placeholder where a tensor stands."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("torch.torch_version", "TorchVersion"):
-            return _Version
-        if module in ("torch", "torch.storage") and name.endswith(("Storage", "dtype")):
-            return _Placeholder
-        if module == "torch._utils" and name.startswith("_rebuild_"):
-            return _Placeholder
+        match module, name:
+            case "torch.torch_version", "TorchVersion":
+                return type("Version", (str,), {})
+            case "torch", "Size":
+                return tuple
+            case "torch", _ if name in _TORCH_DTYPES:
+                return name
+        if module.startswith("torch") and (
+            name.endswith("Storage") or name.startswith("_rebuild_") or name == "device"
+        ):
+            return type("Placeholder", (_Placeholder,), {})
         return super().find_class(module, name)
 
     def persistent_load(self, _pid: Any) -> object:
         return _Placeholder()
 
 
-class _Version(str):
-    """Stands in for `torch.torch_version.TorchVersion`, a str."""
-
-    __slots__ = ()
+_TORCH_DTYPES = frozenset(
+    {"bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64"}
+)
 
 
 class _Placeholder:
@@ -126,5 +152,11 @@ def _scalar(dtype: _Dtype, data: bytes = b"") -> object:
     """Returns the Python value of a pickled numpy scalar."""
     real = np.dtype(dtype.code).newbyteorder(dtype.order)
     if real.kind not in _SCALAR_KINDS or real.itemsize != len(data):
-        raise pickle.UnpicklingError("it holds a numpy value that is not a number or a string")
+        raise _NotPlain("it holds a numpy value that is neither a number nor a string")
     return np.frombuffer(data, dtype=real)[0].item()
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    if encoding not in ("latin1", "latin-1"):
+        raise _NotPlain("it holds bytes in an unusual encoding")
+    return text.encode("latin-1")

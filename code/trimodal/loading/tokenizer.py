@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from tokenizers import BertWordPieceTokenizer, Tokenizer
 
 from trimodal.errors import ArtifactError
+from trimodal.loading.files import read_json
 
 
 def load_tokenizer(model_dir: Path, name: str | None) -> Tokenizer:
@@ -35,21 +35,31 @@ def load_tokenizer(model_dir: Path, name: str | None) -> Tokenizer:
 
 def _read(place: Path) -> Tokenizer | None:
     """Reads `tokenizer.json`, or a directory that holds it or a WordPiece `vocab.txt`."""
-    file = place / "tokenizer.json" if place.is_dir() else place
     try:
-        if file.is_file():
-            return Tokenizer.from_file(str(file))
-        if (vocabulary := place / "vocab.txt").is_file():
-            return _from_vocabulary(vocabulary)
+        file = place / "tokenizer.json" if place.is_dir() else place
+        vocabulary = place / "vocab.txt"
+        read = _from_file if file.is_file() else _from_vocabulary if vocabulary.is_file() else None
+    except OSError:  # a name that no file can have
+        return None
+    if read is None:
+        return None
+    found = file if read is _from_file else vocabulary
+    try:
+        return read(found)
+    except ArtifactError:
+        raise
     except Exception as err:  # the library raises bare Exception
-        raise ArtifactError(f"{file.name} is not a readable tokenizer; save the fast tokenizer again.") from err
-    return None
+        raise ArtifactError(f"{found.name} is not a readable tokenizer; save the fast tokenizer again.") from err
+
+
+def _from_file(file: Path) -> Tokenizer:
+    return Tokenizer.from_file(str(file))
 
 
 def _from_vocabulary(vocabulary: Path) -> Tokenizer:
     """Builds BERT's WordPiece tokenizer from `vocab.txt` and the settings beside it."""
     settings = vocabulary.with_name("tokenizer_config.json")
-    config = json.loads(settings.read_text()) if settings.is_file() else {}
+    config = read_json(settings) if settings.is_file() else {}
     wrapper = BertWordPieceTokenizer(
         str(vocabulary),
         lowercase=config.get("do_lower_case", True),

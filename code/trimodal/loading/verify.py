@@ -31,6 +31,8 @@ def replay_golden(pipeline: Pipeline, path: Path) -> tuple[int, float]:
         raise ArtifactError("golden.jsonl is missing from the model directory; there is nothing to verify against.")
     pairs = read_golden(path)
     predictions = pipeline.predict(Payload([record for record, _ in pairs]))
+    if len({len(probs) for _, probs in pairs}) > 1:
+        raise ArtifactError("golden.jsonl has lines with different numbers of classes; record it again.")
     expected = np.array([probs for _, probs in pairs], np.float32)
     expected = expected[:, 1:] if pipeline.binary else expected
     if expected.shape != predictions.raw.shape:
@@ -48,7 +50,11 @@ def read_golden(path: Path) -> list[tuple[Mapping[str, Any], list[float]]]:
         ArtifactError: a line is not of that form.
     """
     pairs: list[tuple[Mapping[str, Any], list[float]]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as err:
+        raise ArtifactError("golden.jsonl is not readable as UTF-8 text; record it again.") from err
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:

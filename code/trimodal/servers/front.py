@@ -11,11 +11,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector, web
+from aiohttp.web_protocol import RequestPayloadError
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from trimodal.errors import (
     InferenceFailed,
     InferenceTimeout,
+    MalformedBody,
     MethodNotAllowed,
     NotFound,
     PayloadTooLarge,
@@ -23,9 +25,10 @@ from trimodal.errors import (
     Unavailable,
 )
 from trimodal.servers.workers import ANSWERED
-from trimodal.serving.encode import JSON, encode_error
 
 logger = logging.getLogger(__name__)
+
+JSON = "application/json"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -64,7 +67,7 @@ class Front:
         app = web.Application(client_max_size=self.max_payload, middlewares=[_json_errors])
         app.on_response_prepare.append(self._retire_connection)
         app.router.add_get("/ping", self.ping)
-        app.router.add_post("/invocations", self.invocations)
+        app.router.add_post("/invocations", self.invocations, expect_handler=self._expect)
         app.cleanup_ctx.append(self._client)
         return app
 
@@ -79,6 +82,11 @@ class Front:
         if self.draining:
             response.force_close()
             response.headers["Connection"] = "close"
+
+    async def _expect(self, request: web.Request) -> None:
+        """Asks for the body where the client waits for that; other expectations are ignored."""
+        if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     async def ping(self, _request: web.Request) -> web.Response:
         """Answers 200 while at least one worker holds a loaded model, else 503."""
@@ -109,6 +117,8 @@ class Front:
             return await request.read()
         except web.HTTPRequestEntityTooLarge as err:
             raise too_large from err
+        except RequestPayloadError as err:
+            raise MalformedBody("The body does not match its Content-Encoding or Transfer-Encoding.") from err
 
     async def _forward(self, request: web.Request, body: bytes) -> web.Response:
         headers = _forwarded(request.headers)
@@ -157,7 +167,10 @@ async def _json_errors(request: web.Request, handler: Handler) -> web.StreamResp
         return response
     except web.HTTPNotFound:
         return _error(NotFound("There is only GET /ping and POST /invocations."))
+    except Exception as err:  # noqa: BLE001  the last place that can keep a traceback from the client
+        logger.error("the front failed: %s", type(err).__name__)  # noqa: TRY400  its text may quote the request
+        return _error(InferenceFailed("The request could not be answered."))
 
 
 def _error(error: RequestError) -> web.Response:
-    return web.Response(status=error.status, body=encode_error(error), content_type=JSON)
+    return web.Response(status=error.status, body=error.to_json(), content_type=JSON)

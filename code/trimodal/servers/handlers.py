@@ -30,6 +30,9 @@ class Handlers:
         output_fn: prediction, accept → body, or body and content type.
         transform_fn: model, body, content type, accept → body, or body and content type; in the place of the last
             three, or None.
+        pre_model_fn: called with the model directory before `model_fn`, or None.
+        model_warmup_fn: called with the model directory and the model after `model_fn`, or None.
+        own_input: the body goes to a user's function, which the contract gives JSON and CSV as text.
     """
 
     model_fn: Handler
@@ -37,6 +40,9 @@ class Handlers:
     predict_fn: Handler
     output_fn: Handler
     transform_fn: Handler | None = None
+    pre_model_fn: Handler | None = None
+    model_warmup_fn: Handler | None = None
+    own_input: bool = False
 
 
 def find_handlers(model_dir: Path, program: str) -> Handlers:
@@ -57,7 +63,16 @@ def find_handlers(model_dir: Path, program: str) -> Handlers:
     if transform is not None and any(hasattr(module, name) for name in NAMES[1:]):
         raise ArtifactError(f"code/{path.name}: define either transform_fn or input_fn, predict_fn and output_fn.")
     model_fn, input_fn, predict_fn, output_fn = (getattr(module, name, getattr(inference, name)) for name in NAMES)
-    return Handlers(model_fn, input_fn, predict_fn, output_fn, transform)
+    return Handlers(
+        model_fn,
+        input_fn,
+        predict_fn,
+        output_fn,
+        transform,
+        getattr(module, "pre_model_fn", None),
+        getattr(module, "model_warmup_fn", None),
+        own_input=transform is not None or hasattr(module, "input_fn"),
+    )
 
 
 def _import(path: Path) -> ModuleType:

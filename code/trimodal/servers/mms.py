@@ -18,10 +18,10 @@ from typing import Any
 from sagemaker_inference.errors import BaseInferenceToolkitError
 
 from trimodal import log
-from trimodal.errors import InferenceFailed, RequestError, TrimodalError
-from trimodal.servers.handlers import Handlers, call, find_handlers
+from trimodal.errors import InferenceFailed, MalformedBody, RequestError, TrimodalError
+from trimodal.servers.handlers import call, find_handlers
 from trimodal.servers.workers import ANSWERED, WorkerReport
-from trimodal.serving.encode import JSON, encode_error
+from trimodal.serving.encode import JSON
 from trimodal.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -38,13 +38,21 @@ class Service:
         """
         started = time.perf_counter()
         self.default_accept = settings.default_accept
-        self.handlers: Handlers = find_handlers(model_dir, settings.program)
-        self.model = call(self.handlers.model_fn, str(model_dir), context=context)
+        handlers = self.handlers = find_handlers(model_dir, settings.program)
+        if handlers.pre_model_fn is not None:
+            call(handlers.pre_model_fn, str(model_dir), context=context)
+        self.model = call(handlers.model_fn, str(model_dir), context=context)
+        if handlers.model_warmup_fn is not None:
+            call(handlers.model_warmup_fn, str(model_dir), self.model, context=context)
         logger.info("model loaded and warmed up", extra={"seconds": round(time.perf_counter() - started, 3)})
 
-    def answer(self, body: bytes, content_type: str, accept: str, context: object) -> tuple[bytes, str]:
+    def answer(self, body: bytes | str, content_type: str, accept: str, context: object) -> tuple[bytes, str]:
         """Answers one request; returns the body and its media type."""
         handlers = self.handlers
+        if accept in ("", "*/*"):
+            accept = self.default_accept
+        if handlers.own_input and isinstance(body, bytes) and _is_text(content_type):
+            body = _utf8(body)
         if handlers.transform_fn is not None:
             result = call(handlers.transform_fn, self.model, body, content_type, accept, context=context)
         else:
@@ -101,20 +109,35 @@ def _load(model_dir: Path, context: Any) -> None:
 def _answer(service: Service, index: int, request: dict[str, Any], context: Any) -> bytes:
     headers = {name.lower(): value for name, value in context.get_all_request_header(index).items()}
     content_type = str(headers.get("content-type") or JSON)
-    accept = str(headers.get("accept") or service.default_accept)
-    body = request.get("body", request.get("data", b""))
-    body = body.encode() if isinstance(body, str) else bytes(body)
+    accept = str(headers.get("accept") or "*/*")
     status = 200
     try:
-        content, media = service.answer(body, content_type, accept, context)
+        content, media = service.answer(_body(request), content_type, accept, context)
     except Exception as err:  # noqa: BLE001  whatever a user's handler raises must not reach the other requests
         error = _request_error(err)
-        content, media = encode_error(error), JSON
-        status = getattr(err, "status_code", error.status)
+        content, media = error.to_json(), JSON
+        status = err.status_code if isinstance(err, BaseInferenceToolkitError) else error.status
     context.set_response_status(code=status, phrase=_phrase(status), idx=index)
     context.set_response_header(index, "content-type", media)
     context.set_response_header(index, ANSWERED, "1")
     return content
+
+
+def _body(request: dict[str, Any]) -> bytes:
+    """Returns a request's bytes, which the model server hands on as they are or, for a form, not at all."""
+    body = request.get("body", b"")
+    return body.encode() if isinstance(body, str) else bytes(body or b"")
+
+
+def _is_text(content_type: str) -> bool:
+    return content_type.partition(";")[0].strip().lower() in ("application/json", "text/csv")
+
+
+def _utf8(body: bytes) -> str:
+    try:
+        return body.decode()
+    except UnicodeDecodeError as err:
+        raise MalformedBody("The body is not valid UTF-8.") from err
 
 
 def _request_error(err: Exception) -> RequestError:

@@ -22,8 +22,7 @@ from pathlib import Path
 from aiohttp import web
 
 from trimodal.errors import ArtifactError, StartupError
-from trimodal.loading.hardware import detect
-from trimodal.loading.load import worker_count
+from trimodal.loading.hardware import detect, worker_count
 from trimodal.servers import model_server
 from trimodal.servers.front import Front
 from trimodal.servers.workers import failure, ready_workers

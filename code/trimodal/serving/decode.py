@@ -12,7 +12,11 @@ from trimodal.errors import MalformedBody, PayloadTooLarge, UnsupportedMedia
 from trimodal.records import Payload, Row
 
 MAX_PARQUET_BYTES = 256 * 1024 * 1024
-"""Uncompressed size of a parquet body that is still read; a small file can expand to gigabytes."""
+"""Size in memory of a parquet body that is still read; a small file can expand to gigabytes."""
+
+MAX_PARQUET_ROWS = 100_000
+PARQUET_BATCH = 16
+"""Rows that are expanded before the size is looked at again: a dictionary holds a long text once for all rows."""
 
 CSV_NULLS = frozenset(
     {
@@ -33,7 +37,7 @@ def decode(body: bytes, content_type: str) -> Payload:
     Raises:
         UnsupportedMedia: the content type is unknown, or its charset is not UTF-8.
         MalformedBody: the body is empty or not what its content type says.
-        PayloadTooLarge: a parquet file that would expand to more than `MAX_PARQUET_BYTES`.
+        PayloadTooLarge: a parquet file of more than `MAX_PARQUET_BYTES` or `MAX_PARQUET_ROWS`.
     """
     decoder = find_decoder(content_type)
     if not body.strip():
@@ -100,14 +104,18 @@ def decode_parquet(body: bytes) -> Payload:
     import pyarrow as pa
     from pyarrow import parquet
 
+    rows: list[Row] = []
+    size = 0
     try:
         file = parquet.ParquetFile(pa.BufferReader(body))
-        metadata = file.metadata
-        size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
-        if max(size, metadata.num_rows) > MAX_PARQUET_BYTES:
-            raise PayloadTooLarge(f"The parquet file expands to more than {MAX_PARQUET_BYTES} bytes.")
-        rows = file.read(use_threads=False).to_pylist()
-    except (pa.ArrowException, OSError, ValueError) as err:
+        for batch in file.iter_batches(batch_size=PARQUET_BATCH, use_threads=False):
+            size += batch.nbytes
+            if size > MAX_PARQUET_BYTES or len(rows) + len(batch) > MAX_PARQUET_ROWS:
+                raise PayloadTooLarge(
+                    f"The parquet file holds more than {MAX_PARQUET_BYTES} bytes or {MAX_PARQUET_ROWS} rows; split it."
+                )
+            rows += batch.to_pylist()
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as err:
         raise MalformedBody("The body is not a readable parquet file.") from err
     if not rows:
         raise MalformedBody("The parquet file holds no record.")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from trimodal.errors import NotAcceptable, RequestError
+from trimodal.errors import NotAcceptable
 from trimodal.records import FloatArray, Predictions
 
 JSON = "application/json"
@@ -47,12 +48,6 @@ def encode(predictions: Predictions, accept: str | None, form: ResponseFormat) -
     """
     media = negotiate(accept, form.default)
     return ENCODERS[media](predictions, form), media
-
-
-def encode_error(error: RequestError) -> bytes:
-    """Writes an error answer, always JSON."""
-    body = {"code": error.code, "message": str(error), "record": error.record}
-    return json.dumps({"error": body}).encode()
 
 
 def negotiate(accept: str | None, default: str = JSON) -> str:
@@ -118,12 +113,15 @@ def _extras(predictions: Predictions, form: ResponseFormat) -> Iterator[dict[str
         if form.label:
             row[OUTPUT_LABEL] = f"class-{label}"
         if form.echo_id and predictions.id_name is not None:
-            row[predictions.id_name] = identity if isinstance(identity, int | float) else _text(identity)
+            row[predictions.id_name] = _echo(identity)
         yield row
 
 
-def _text(identity: object) -> str | None:
-    return None if identity is None else str(identity)
+def _echo(identity: object) -> str | int | float | None:
+    """Returns an id as JSON can hold it."""
+    if identity is None or isinstance(identity, int):
+        return identity
+    return identity if isinstance(identity, float) and math.isfinite(identity) else str(identity)
 
 
 def _format(score: np.float32, form: ResponseFormat) -> str | float:
@@ -144,7 +142,7 @@ def _csv(predictions: Predictions, form: ResponseFormat) -> bytes:
     writer = csv.writer(out, lineterminator="\n")
     for scores, extra in zip(_columns(predictions), _extras(predictions, form), strict=True):
         writer.writerow([*(f"{score:.4f}" for score in scores), *extra.values()])
-    return out.getvalue().encode()
+    return out.getvalue().encode(errors="replace")
 
 
 def _columns(predictions: Predictions) -> FloatArray:

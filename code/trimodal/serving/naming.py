@@ -49,7 +49,8 @@ def _header(row: Row, schema: Schema) -> tuple[str, ...] | None:
     if not set(cells) & set(schema.fields) or any(_is_number(cell) for cell in cells):
         return None
     names = tuple("" if cell is None else str(cell).strip() for cell in row)
-    repeated = {name for name in names if name in schema.fields and names.count(name) > 1}
+    known = schema.columns or ()  # a file that lists a field twice may be sent as it is
+    repeated = {name for name in schema.fields if names.count(name) > max(1, known.count(name))}
     if repeated:
         raise MalformedBody(f"The CSV header names “{min(repeated)}” more than once.")
     return names

@@ -163,8 +163,10 @@ class Runner:
         try:
             (output,) = self.session.run([self.layout.output], feed)
         except Exception as err:
-            logger.exception("inference failed")  # the library names operators and shapes, never values
+            logger.error("inference failed: %s", type(err).__name__)  # noqa: TRY400  its text can hold token ids
             raise InferenceFailed("The model failed on this request.") from err
+        if np.ndim(output) != 2 or len(output) != len(batch):
+            raise InferenceFailed("The model gave no probabilities for this request.")
         probabilities = np.asarray(output[:rows], dtype=np.float32)
         finite = np.isfinite(probabilities).all(axis=1)
         if not finite.all():

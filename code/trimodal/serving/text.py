@@ -12,11 +12,15 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning
+from bs4 import BeautifulSoup
+from bs4._warnings import UnusualUsageWarning
 from bs4.exceptions import ParserRejectedMarkup
 from tokenizers import Encoding, Tokenizer
 
 from trimodal.records import EncodedText
+
+# A message is a customer's text, whatever it looks like; a filter of the process, because one per call races.
+warnings.filterwarnings("ignore", category=UnusualUsageWarning)
 
 Step = Callable[[list[str]], list[str]]
 
@@ -69,12 +73,10 @@ def normalize_html(message: str) -> str:
     """
     if not _MARKUP.search(message):
         return message.strip()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", MarkupResemblesLocatorWarning)
-        try:
-            soup = BeautifulSoup(message, "html.parser")
-        except (ParserRejectedMarkup, AssertionError) as err:
-            raise TextError("holds markup that cannot be parsed") from err
+    try:
+        soup = BeautifulSoup(message, "html.parser")
+    except (ParserRejectedMarkup, AssertionError, ValueError) as err:
+        raise TextError("holds markup that cannot be parsed") from err
     return soup.get_text(separator=" ", strip=True)
 
 
