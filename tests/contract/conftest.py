@@ -137,10 +137,10 @@ class Server:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=40)
 
-    def kill(self) -> None:
+    def close(self) -> None:
+        """Ends the server whatever state a test has left it in."""
         if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+            self.terminate()
 
 
 def clean_environ() -> dict[str, str]:
@@ -173,7 +173,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
 
     yield run
     for server in servers:
-        server.kill()
+        server.close()
 
 
 @pytest.fixture(scope="module")
