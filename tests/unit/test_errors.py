@@ -73,6 +73,27 @@ def test_an_error_may_name_a_record():
     assert errors.InvalidRecord("no").record is None
 
 
+@pytest.mark.parametrize(
+    ("error", "body"),
+    [
+        (
+            errors.InvalidRecord("Record 2 lacks the field amount.", record=2),
+            b'{"error": {"code": "invalid_record", "message": "Record 2 lacks the field amount.", "record": 2}}',
+        ),
+        (
+            errors.MalformedBody("The body is not valid UTF-8."),
+            b'{"error": {"code": "malformed_body", "message": "The body is not valid UTF-8.", "record": null}}',
+        ),
+        (
+            errors.InferenceFailed("The model failed on this request.", record=0),
+            b'{"error": {"code": "inference_failed", "message": "The model failed on this request.", "record": 0}}',
+        ),
+    ],
+)
+def test_the_answer_of_an_error_names_code_message_and_record(error, body):
+    assert error.to_json() == body
+
+
 def test_errors_of_start_up_have_no_status():
     for cls in (StartupError, SettingsError, ArtifactError):
         assert not issubclass(cls, RequestError)

@@ -123,6 +123,12 @@ def test_files_of_other_kinds_beside_the_tables_do_not_matter(calibrator):
     assert calibrator({f"{BY_CLASS}1.txt": LOW, "calibration_models/notes.json": HIGH}).classes == {}
 
 
+def test_a_directory_of_a_tables_name_is_passed_over(calibrator, tmp_path):
+    (tmp_path / "calibration" / f"{BY_CLASS}0.json").mkdir(parents=True)
+
+    assert calibrator({f"{BY_CLASS}1.json": LOW}).classes == {1: table_of(LOW)}
+
+
 @pytest.mark.parametrize("table", [[(0.0, 0.5), (1.0, 1.0)], ((0, 0.5), (1, 1)), [[0, 0.5], [1, True]]])
 def test_pairs_of_a_pickle_may_be_lists_or_tuples_of_any_numbers(calibrator, table):
     assert calibrator({"percentile_score.pkl": table}).binary == ((0.0, 0.5), (1.0, 1.0))

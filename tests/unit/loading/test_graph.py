@@ -27,13 +27,13 @@ def texts(*shape, kind=INT64):
     return {name: (kind, list(shape)) for name in TEXTS}
 
 
-def layout_of(inputs, outputs=("probs",), schema=SCHEMA):
+def layout_of(inputs, outputs=("probs",), schema=SCHEMA, shape=("B", 2)):
     """Finds the layout of a graph with these inputs, which needs not compute anything from them."""
     model = make_model(
         [helper.make_node("Identity", ["constant"], [name]) for name in outputs],
         [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in inputs.items()],
-        [helper.make_tensor_value_info(name, FLOAT, ["B", 2]) for name in outputs],
-        {"constant": np.ones((1, 2), np.float32)},
+        [helper.make_tensor_value_info(name, FLOAT, shape) for name in outputs],
+        {"constant": np.ones([axis if isinstance(axis, int) else 1 for axis in shape], np.float32)},
     )
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     assert [node.name for node in session.get_inputs()] == list(inputs)
@@ -188,10 +188,17 @@ def test_a_graph_with_several_outputs_must_name_the_probabilities():
         {"chat_input_ids": (INT64, ["B", 2, "T"]), "chat_attention_mask": (INT64, ["B", 3, "T"])},
     ],
 )
-@pytest.mark.xfail(strict=True, reason="the ids' size is taken; the warm-up then blames tokenizer and max_sen_len")
 def test_ids_and_mask_of_different_fixed_sizes_are_an_error(inputs):
-    with artifact_error("model.onnx", "chat_input_ids", "chat_attention_mask"):
+    with artifact_error(
+        "model.onnx: chat_input_ids and chat_attention_mask have different fixed sizes; export it again"
+    ):
         layout_of(USUAL | inputs)
+
+
+@pytest.mark.parametrize("shape", [("B",), ("B", 1, 2)])
+def test_an_output_that_is_no_matrix_is_an_error(shape):
+    with artifact_error("model.onnx: the output probs must be a tensor [B, K] of probabilities"):
+        layout_of(USUAL, shape=shape)
 
 
 @pytest.mark.parametrize("graph", [Graph(), Graph(chunks=None), Graph(single_tabular=True), Graph(batch=2)], ids=repr)
@@ -203,6 +210,7 @@ def test_a_graph_that_runs_is_opened(tmp_path, graph):
     assert find_layout(session, artifacts.schema).output == "probs"
     options = session.get_session_options()
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
+    assert options.enable_mem_reuse
 
 
 @pytest.mark.parametrize(

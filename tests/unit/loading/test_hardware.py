@@ -4,7 +4,16 @@ import os
 
 import pytest
 
-from trimodal.loading.hardware import MIB, Hardware, choose_threads, choose_workers, detect
+from trimodal.loading.hardware import (
+    MIB,
+    Hardware,
+    choose_threads,
+    choose_workers,
+    detect,
+    thread_count,
+    worker_count,
+)
+from trimodal.settings import Settings
 
 GIB = 1024 * MIB
 V2_CPU, V2_MEMORY = "sys/fs/cgroup/cpu.max", "sys/fs/cgroup/memory.max"
@@ -91,3 +100,29 @@ def test_workers_by_cores_and_memory(cores, memory, model, workers):
 )
 def test_threads_are_the_share_of_a_worker_and_at_most_four(cores, workers, threads):
     assert choose_threads(Hardware(cores, GIB), workers) == threads
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A model directory: a graph that says nothing, with its weights beside it."""
+    (tmp_path / "model.onnx").write_bytes(b"\0" * 1000)
+    (tmp_path / "model.onnx.data").write_bytes(b"\0" * 2000)
+    return tmp_path
+
+
+def test_workers_and_threads_are_as_told(model):
+    settings = Settings(model_dir=model, workers=7, intra_op_threads=3)
+
+    assert (worker_count(settings), thread_count(settings)) == (7, 3)
+
+
+def test_else_they_follow_from_the_machine(model):
+    settings = Settings(model_dir=model, workers=None, intra_op_threads=None)
+    workers = choose_workers(detect(), 3000)
+
+    assert worker_count(settings) == workers
+    assert thread_count(settings) == choose_threads(detect(), workers)
+
+
+def test_threads_are_the_share_of_as_many_workers_as_told(model):
+    assert thread_count(Settings(model_dir=model, workers=10_000, intra_op_threads=None)) == 1

@@ -43,9 +43,9 @@ TOOLKIT_ERROR = """
 from sagemaker_inference.errors import GenericInferenceToolkitError
 
 def input_fn(body, content_type):
-    if body == b"teapot":
+    if body == "teapot":
         raise GenericInferenceToolkitError(418, "I am a teapot", "short and stout")
-    if body == b"odd":
+    if body == "odd":
         raise GenericInferenceToolkitError(599)
     return body
 
@@ -73,7 +73,6 @@ def predict_fn(data, model): raise UpstreamError
 """
 
 
-@pytest.mark.xfail(strict=True, reason="any exception with a status_code sets the answer's status, even to 200")
 def test_the_status_of_some_other_exception_is_not_taken_over(worker):
     (answer,) = worker(OTHER_STATUS)((BODY, JSON))
 
@@ -105,6 +104,8 @@ def model_fn(model_dir): return b"model"
 def transform_fn(model, body, content_type, accept):
     if accept == "application/octet-stream":
         return bytearray(model + body)
+    if isinstance(body, str):
+        return f"{body} {accept}"
     return model.decode() + body.decode(), "text/x-made"
 """
 
@@ -118,6 +119,54 @@ def test_a_users_transform_answers_alone(worker):
     assert (taken.body, taken.headers["content-type"]) == (b"modelx", "application/octet-stream")
 
 
+@pytest.mark.parametrize("media", ["application/json", "text/csv", "Text/CSV; charset=utf-8"])
+@pytest.mark.parametrize("accept", ["*/*", "", None])
+def test_a_users_transform_gets_text_and_the_default_too(worker, media, accept):
+    headers = {"content-type": media} | ({} if accept is None else {"accept": accept})
+    ask = worker(TRANSFORM, variables={"SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT": "text/csv"})
+
+    (answer,) = ask((b"1,2", headers))
+
+    assert (answer.body, answer.headers["content-type"]) == (b"1,2 text/csv", "text/csv")
+
+
+HOOKS = """
+calls = []
+
+def pre_model_fn(model_dir): calls.append(["pre_model_fn", model_dir])
+
+def model_fn(model_dir):
+    calls.append(["model_fn", model_dir])
+    return calls
+
+def model_warmup_fn(model_dir, model, context):
+    model.append(["model_warmup_fn", model_dir, context.system_properties["server_name"]])
+
+def input_fn(body, content_type): return body
+
+def predict_fn(data, model): return repr(model)
+
+def output_fn(prediction, accept): return prediction, "text/plain"
+"""
+
+
+def test_what_a_user_does_before_and_after_loading_is_done_once(worker, tmp_path):
+    first, second = worker(HOOKS)((b"x", {}), (b"x", {}))
+
+    model = str(tmp_path / "model")
+    expected = [["pre_model_fn", model], ["model_fn", model], ["model_warmup_fn", model, "MMS"]]
+    assert first.body.decode() == repr(expected)
+    assert second == first
+
+
+@pytest.mark.parametrize("name", ["pre_model_fn", "model_warmup_fn"])
+def test_one_of_the_two_is_enough_and_the_rest_is_ours(worker, name, capsys):
+    (answer,) = worker(f"def {name}(*arguments): print('called:', {name!r})\n")((BODY, JSON))
+
+    assert answer.status == 200
+    assert capsys.readouterr().out.count(f"called: {name}\n") == 1
+
+
 ECHO = """
 def model_fn(model_dir): return None
 
@@ -129,7 +178,6 @@ def output_fn(prediction, accept): return f"{prediction} {accept}"
 """
 
 
-@pytest.mark.xfail(strict=True, reason="the toolkit gives a user's input_fn JSON and CSV as str; here it gets bytes")
 @pytest.mark.parametrize("media", ["application/json", "text/csv"])
 def test_a_users_input_fn_gets_text_where_the_toolkit_gives_text(worker, media):
     (answer,) = worker(ECHO)((b"1,2", {"content-type": media, "accept": "text/plain"}))
@@ -137,13 +185,35 @@ def test_a_users_input_fn_gets_text_where_the_toolkit_gives_text(worker, media):
     assert answer.body == b"str text/plain"
 
 
-def test_a_users_input_fn_gets_bytes_of_other_types(worker):
-    (answer,) = worker(ECHO)((b"\xff", {"content-type": "application/x-parquet", "accept": "text/plain"}))
+@pytest.mark.parametrize("media", ["application/x-parquet", "application/jsonlines", "text/plain"])
+def test_a_users_input_fn_gets_bytes_of_other_types(worker, media):
+    (answer,) = worker(ECHO)((b"\xff", {"content-type": media, "accept": "text/plain"}))
 
     assert answer.body == b"bytes text/plain"
 
 
-@pytest.mark.xfail(strict=True, reason="the toolkit gives a user's output_fn the default for */*, which curl sends")
+def test_a_text_for_a_users_function_that_is_none_is_an_error(worker):
+    (answer,) = worker(ECHO)((b"\xff", {"content-type": "text/csv"}))
+
+    assert (answer.status, answer.error()["message"]) == (400, "The body is not valid UTF-8.")
+
+
+def test_a_users_input_fn_may_hand_its_text_to_ours(worker):
+    code = (
+        "import inference\n\ndef input_fn(body, content_type): return inference.input_fn(body.strip(), content_type)\n"
+    )
+
+    (answer,) = worker(code)((BODY, JSON))
+
+    assert len(answer.json()["predictions"]) == 1
+
+
+def test_a_users_predict_fn_alone_leaves_the_input_to_ours(worker):
+    (answer,) = worker("def predict_fn(data, model): return model.predict(data)\n")((BODY, JSON))
+
+    assert len(answer.json()["predictions"]) == 1
+
+
 def test_a_users_output_fn_gets_the_default_where_anything_is_accepted(worker):
     (answer,) = worker(ECHO)((b"\xff", {"content-type": "application/x-parquet", "accept": "*/*"}))
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimodal.errors import InferenceFailed, InvalidRecord, MalformedBody, NotAcceptable
+from trimodal.errors import NotAcceptable
 from trimodal.records import Predictions
-from trimodal.serving.encode import ENCODERS, ResponseFormat, encode, encode_error, negotiate
+from trimodal.serving.encode import ENCODERS, ResponseFormat, encode, negotiate
 
 JSON = "application/json"
 LINES = "application/jsonlines"
@@ -154,11 +154,11 @@ def test_a_model_without_an_id_field_echoes_none(several):
     assert written(replace(several, id_name=None), JSON, form) == written(several, JSON)
 
 
-@pytest.mark.parametrize("identity", [float("inf"), float("-inf")])
-@pytest.mark.xfail(strict=True, reason="an id of 1e400 is echoed as Infinity, which is not JSON")
+@pytest.mark.parametrize("identity", [float("inf"), float("-inf"), float("nan")])
 def test_an_infinite_id_does_not_break_json(identity, several):
     body = written(replace(several, ids=[identity]), JSON, ResponseFormat(echo_id=True))
-    json.loads(body, parse_constant=pytest.fail)
+    (row,) = json.loads(body, parse_constant=pytest.fail)["predictions"]
+    assert row["order_id"] == str(identity)
 
 
 def test_a_lone_surrogate_in_an_id_is_escaped_in_json(several):
@@ -166,10 +166,9 @@ def test_a_lone_surrogate_in_an_id_is_escaped_in_json(several):
     assert json.loads(body)["predictions"][0]["order_id"] == "\ud83d"
 
 
-@pytest.mark.xfail(strict=True, raises=UnicodeEncodeError, reason="_csv encodes strictly what JSON may escape")
 def test_a_lone_surrogate_in_an_id_does_not_break_csv(several):
     body, _ = encode(replace(several, ids=["\ud83d"]), CSV, ResponseFormat(echo_id=True))
-    assert body.startswith(b"0.2500,")
+    assert body == b"0.2500,0.1250,0.6250,0.5000,0.2500,0.2500,?\n"
 
 
 # --- Accept
@@ -244,27 +243,3 @@ def test_the_default_can_be_another(accept, default, media, binary):
 def test_any_accept_gives_a_media_type_or_is_not_acceptable(accept):
     with suppress(NotAcceptable):
         assert negotiate(accept) in ENCODERS
-
-
-# --- errors
-
-
-@pytest.mark.parametrize(
-    ("error", "body"),
-    [
-        (
-            InvalidRecord("Record 2 lacks the field amount.", record=2),
-            b'{"error": {"code": "invalid_record", "message": "Record 2 lacks the field amount.", "record": 2}}',
-        ),
-        (
-            MalformedBody("The body is not valid UTF-8."),
-            b'{"error": {"code": "malformed_body", "message": "The body is not valid UTF-8.", "record": null}}',
-        ),
-        (
-            InferenceFailed("The model failed on this request.", record=0),
-            b'{"error": {"code": "inference_failed", "message": "The model failed on this request.", "record": 0}}',
-        ),
-    ],
-)
-def test_an_error_names_code_message_and_record(error, body):
-    assert encode_error(error) == body

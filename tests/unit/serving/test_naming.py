@@ -202,6 +202,31 @@ def test_a_header_that_names_a_field_twice_is_malformed(schema):
     assert "chat" in str(refused(decode(body, "text/csv"), schema, MalformedBody))
 
 
+@pytest.fixture
+def doubled(schema):
+    """A model directory whose `feature_columns.txt` lists a field twice."""
+    return replace(schema, columns=("order_id", "chat", "amount", "events", "orders", "amount"))
+
+
+def test_the_last_value_of_a_column_that_is_listed_twice_wins(doubled):
+    assert name_csv("17,hello,9.5,scan,3,2.5\n", doubled) == [VALUES]
+    payload = decode(b'[["17", "hello", "9.5", "scan", "3", "2.5"]]', "application/json")
+    assert [record.values for record in name_fields(payload, doubled)] == [VALUES]
+
+
+def test_a_header_may_then_repeat_it_too(doubled):
+    assert name_csv("order_id,chat,amount,events,orders,amount\n17,hello,9.5,scan,3,2.5\n", doubled) == [VALUES]
+    assert name_csv("order_id,chat,amount,events,orders\n17,hello,2.5,scan,3\n", doubled) == [VALUES]
+
+
+@pytest.mark.parametrize(
+    ("header", "name"), [("amount,chat,amount,events,orders,amount", "amount"), ("chat,chat,amount,amount", "chat")]
+)
+def test_but_not_more_often_and_no_other(header, name, doubled):
+    error = refused(decode(f"{header}\n".encode(), "text/csv"), doubled, MalformedBody)
+    assert str(error) == f"The CSV header names “{name}” more than once."
+
+
 def test_csv_without_header_and_feature_columns_is_refused(bare):
     error = refused(decode(b"17,hello,scan,2.5,3\n", "text/csv"), bare)
     assert "CSV header" in str(error)

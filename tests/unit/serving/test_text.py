@@ -128,12 +128,6 @@ def test_steps_run_in_their_order(make_encoder, read):
     assert read(make_encoder(emoji_first).encode(text)) == ["[CLS] [UNK] hello [SEP]"]
 
 
-@pytest.mark.xfail(strict=True, reason="TextEncoder._split reads the text as sent: steps before it are lost")
-def test_a_step_before_the_splitter_counts(make_encoder, read):
-    steps = ("text_normalizer", "dialogue_splitter", "dialogue_chunker", "tokenizer")
-    assert read(make_encoder(steps).encode("[BOM]Hello[EOM]")) == ["[CLS] hello [SEP]"]
-
-
 def test_without_the_chunker_each_message_is_a_chunk(make_encoder, read):
     encoded = make_encoder(("dialogue_splitter", "tokenizer"), max_tokens=4).encode(mark("hello", "the parcel lost"))
     assert read(encoded) == ["[CLS] hello [SEP]", "[CLS] the parcel [SEP]"]
