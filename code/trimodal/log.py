@@ -24,3 +24,4 @@ def configure(level: str) -> None:
     )
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
+    logging.getLogger("mms").setLevel(logging.WARNING)  # the model server's worker logs a metric a request

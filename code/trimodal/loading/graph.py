@@ -44,11 +44,12 @@ def open_session(artifacts: Artifacts, intra_op_threads: int, inter_op_threads: 
 def _texts_share_an_axis(session: onnxruntime.InferenceSession, schema: Schema) -> bool:
     """Tells whether the chunk or token axes of the two texts bear one name, as some exporters give them."""
     shapes = {node.name: node.shape for node in session.get_inputs()}
-    axes = [
-        {axis for axis in shapes.get(f"{field}_input_ids", [])[1:] if isinstance(axis, str)}
-        for field in (schema.primary, schema.secondary)
-    ]
-    return bool(axes[0] & axes[1])
+
+    def axes(field: str) -> set[str]:
+        inputs = (f"{field}_input_ids", f"{field}_attention_mask")
+        return {axis for name in inputs for axis in shapes.get(name, [])[1:] if isinstance(axis, str)}
+
+    return bool(axes(schema.primary) & axes(schema.secondary))
 
 
 def _open(artifacts: Artifacts, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:

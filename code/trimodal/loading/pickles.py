@@ -89,8 +89,10 @@ class _PlainUnpickler(pickle.Unpickler):
         match module, name:
             case "collections", "OrderedDict":
                 return collections.OrderedDict
-            case "builtins" | "__builtin__", "set" | "frozenset" | "bytes":
+            case "builtins" | "__builtin__", "set" | "frozenset":
                 return getattr(builtins, name)
+            case "builtins" | "__builtin__", "bytes":  # how protocols 0 to 2 write empty bytes
+                return functools.partial(_no_bytes)
             case "numpy", "dtype":
                 return type("Dtype", (_Dtype,), {})
             case "numpy._core.multiarray" | "numpy.core.multiarray", "scalar":  # numpy 2, numpy 1
@@ -154,6 +156,10 @@ def _scalar(dtype: _Dtype, data: bytes = b"") -> object:
     if real.kind not in _SCALAR_KINDS or real.itemsize != len(data):
         raise _NotPlain("it holds a numpy value that is neither a number nor a string")
     return np.frombuffer(data, dtype=real)[0].item()
+
+
+def _no_bytes() -> bytes:
+    return b""
 
 
 def _latin1(text: str, encoding: str) -> bytes:

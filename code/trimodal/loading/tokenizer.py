@@ -60,6 +60,8 @@ def _from_vocabulary(vocabulary: Path) -> Tokenizer:
     """Builds BERT's WordPiece tokenizer from `vocab.txt` and the settings beside it."""
     settings = vocabulary.with_name("tokenizer_config.json")
     config = read_json(settings) if settings.is_file() else {}
+    if not isinstance(config, dict):
+        raise ArtifactError(f"{settings.name} must be a JSON object; save the tokenizer again.")
     wrapper = BertWordPieceTokenizer(
         str(vocabulary),
         lowercase=config.get("do_lower_case", True),

@@ -19,7 +19,7 @@ from sagemaker_inference.errors import BaseInferenceToolkitError
 
 from trimodal import log
 from trimodal.errors import InferenceFailed, MalformedBody, RequestError, TrimodalError
-from trimodal.servers.handlers import call, find_handlers
+from trimodal.servers.handlers import Handler, call, find_handlers
 from trimodal.servers.workers import ANSWERED, WorkerReport
 from trimodal.serving.encode import JSON
 from trimodal.settings import Settings
@@ -40,10 +40,10 @@ class Service:
         self.default_accept = settings.default_accept
         handlers = self.handlers = find_handlers(model_dir, settings.program)
         if handlers.pre_model_fn is not None:
-            call(handlers.pre_model_fn, str(model_dir), context=context)
-        self.model = call(handlers.model_fn, str(model_dir), context=context)
+            _run("pre_model_fn", handlers.pre_model_fn, str(model_dir), context=context)
+        self.model = _run("model_fn", handlers.model_fn, str(model_dir), context=context)
         if handlers.model_warmup_fn is not None:
-            call(handlers.model_warmup_fn, str(model_dir), self.model, context=context)
+            _run("model_warmup_fn", handlers.model_warmup_fn, str(model_dir), self.model, context=context)
         logger.info("model loaded and warmed up", extra={"seconds": round(time.perf_counter() - started, 3)})
 
     def answer(self, body: bytes | str, content_type: str, accept: str, context: object) -> tuple[bytes, str]:
@@ -61,6 +61,15 @@ class Service:
             result = call(handlers.output_fn, prediction, accept, context=context)
         content, media = result if isinstance(result, tuple) else (result, accept)
         return (content.encode() if isinstance(content, str) else bytes(content)), media
+
+
+def _run(name: str, function: Handler, *arguments: object, context: object) -> Any:
+    """Calls one of the functions that load a model; an error bears the function's name as a note."""
+    try:
+        return call(function, *arguments, context=context)
+    except Exception as err:
+        err.add_note(name)
+        raise
 
 
 _services: dict[str, Service] = {}
@@ -100,8 +109,9 @@ def _load(model_dir: Path, context: Any) -> None:
         report.failed(str(err))
         raise
     except Exception as err:
-        logger.exception("model_fn failed")
-        report.failed(f"model_fn failed: {type(err).__name__}: {err}")
+        logger.exception("the model cannot be loaded")
+        step = getattr(err, "__notes__", ["loading"])[-1]
+        report.failed(f"{step} failed: {type(err).__name__}: {err}")
         raise
     report.ready()
 

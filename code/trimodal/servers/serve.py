@@ -54,7 +54,11 @@ def serve(settings: Settings) -> None:
         raise ArtifactError(
             f"The model directory {settings.model_dir} does not exist; mount or unpack the model there."
         )
-    with tempfile.TemporaryDirectory(prefix="trimodal-") as folder:
+    try:
+        run_dir = tempfile.TemporaryDirectory(prefix="trimodal-")
+    except OSError as err:
+        raise StartupError("No writable directory for temporary files; mount a tmpfs on /tmp.") from err
+    with run_dir as folder:
         asyncio.run(_serve(settings, Path(folder)))
 
 

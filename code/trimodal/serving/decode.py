@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Callable
 from email.message import Message
+from typing import Any
 
 from trimodal.errors import MalformedBody, PayloadTooLarge, UnsupportedMedia
 from trimodal.records import Payload, Row
@@ -109,7 +110,7 @@ def decode_parquet(body: bytes) -> Payload:
     try:
         file = parquet.ParquetFile(pa.BufferReader(body))
         for batch in file.iter_batches(batch_size=PARQUET_BATCH, use_threads=False):
-            size += batch.nbytes
+            size += _expanded_bytes(batch)
             if size > MAX_PARQUET_BYTES or len(rows) + len(batch) > MAX_PARQUET_ROWS:
                 raise PayloadTooLarge(
                     f"The parquet file holds more than {MAX_PARQUET_BYTES} bytes or {MAX_PARQUET_ROWS} rows; split it."
@@ -120,6 +121,11 @@ def decode_parquet(body: bytes) -> Payload:
     if not rows:
         raise MalformedBody("The parquet file holds no record.")
     return Payload(rows)
+
+
+def _expanded_bytes(batch: Any) -> int:
+    """Returns an upper bound of a batch's size as Python values: a dictionary holds a text once for all rows."""
+    return sum(c.nbytes * (len(batch) if "dictionary" in str(c.type) else 1) for c in batch.columns)
 
 
 DECODERS: dict[str, Callable[[bytes], Payload]] = {

@@ -7,7 +7,6 @@ from onnx import TensorProto, helper
 
 from model_directories import RECORD, artifact_error, edit_graph
 from model_directories import write_model_directory as write
-from trimodal.errors import ArtifactError
 from trimodal.loading.load import load_pipeline
 from trimodal.records import Payload
 from trimodal.settings import Settings
@@ -101,12 +100,7 @@ def name_axes_alike(model, ending):
     [
         "",
         "input_ids",
-        pytest.param(
-            "attention_mask",
-            marks=pytest.mark.xfail(
-                strict=True, raises=ArtifactError, reason="looks at the ids alone; the warm-up then blames max_sen_len"
-            ),
-        ),
+        "attention_mask",
     ],
 )
 def test_a_graph_whose_texts_share_axis_names_gives_the_same_score(tmp_path, reference, ending):

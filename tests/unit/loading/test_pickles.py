@@ -271,10 +271,7 @@ def test_a_pickle_cannot_change_the_reader(file):
         b"Nr\xff\xff\xff\x00.",  # up to 64 GiB with a larger index
         b"Np16777215\n.",
         b"\x8e" + struct.pack("<Q", 2**30) + b".",
-        pytest.param(
-            b"c__builtin__\nbytes\n(I1073741824\ntR.",
-            marks=pytest.mark.xfail(strict=True, reason="bytes may be called with a number: as many zeros"),
-        ),
+        b"c__builtin__\nbytes\n(I1073741824\ntR.",
     ],
     ids=["LONG_BINPUT", "PUT", "BINBYTES8", "bytes(number)"],
 )

@@ -67,7 +67,6 @@ def test_a_users_module_that_fails_is_reported(worker, tmp_path, code, error, me
     assert ready_workers(tmp_path) == 0
 
 
-@pytest.mark.xfail(strict=True, reason="the report blames model_fn for whatever fails at load")
 @pytest.mark.parametrize("name", ["pre_model_fn", "model_warmup_fn"])
 def test_the_function_of_the_user_that_failed_is_named(worker, tmp_path, name):
     with pytest.raises(OSError, match="no disk"):

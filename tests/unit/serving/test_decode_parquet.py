@@ -130,12 +130,7 @@ def test_too_many_rows_are_too_large(monkeypatch):
     "store_schema",
     [
         False,
-        pytest.param(
-            True,
-            marks=pytest.mark.xfail(
-                strict=True, reason="nbytes of a dictionary column counts a text once, and each row makes a copy of it"
-            ),
-        ),
+        True,
     ],
     ids=["text", "dictionary"],
 )
