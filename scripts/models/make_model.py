@@ -1,7 +1,7 @@
 """Makes a model directory that the container can serve, from synthetic return and refund cases.
 
     python scripts/models/make_model.py demo --out DIR        # small and trained, in minutes
-    python scripts/models/make_model.py minilm --out DIR      # two MiniLM encoders, fine-tuned
+    python scripts/models/make_model.py minilm --out DIR      # two MiniLM encoders, trained heads
     python scripts/models/make_model.py bert-base --out DIR   # two BERT-base encoders, random
 
 The first two are for accuracy, the last is for latency. Everything is drawn from the seed.
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from encoders import Encoders, bert_base, minilm, small
+from frozen import train_frozen
 from model_directory import ModelDirectory, Reader, imputation, pick_golden, run
 from report import Ablation, Report
 from returns_data import Case, make_cases
@@ -55,7 +56,7 @@ class Plan:
 
 PLANS = {
     "demo": Plan((10_000, 1000, 2000), 128, 64, Recipe()),
-    "minilm": Plan((4000, 500, 1000), 128, 64, Recipe(epochs=2, encoder_rate=1e-4)),
+    "minilm": Plan((4000, 500, 1000), 128, 64, Recipe(epochs=40, patience=5, encoder_rate=1e-3, frozen=True)),
     "bert-base": Plan((200, 0, 8), 512, 8, None),
 }
 MAX_CHUNKS = 3
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(options.threads)
     started = time.monotonic()
-    make(options.kind, options.out, options.seed, retrain=options.retrained_ablation, bfloat16=options.bf16)
+    make(options.kind, options.out, options.seed, retrain=options.retrained_ablation)
     logger.info("made %s in %.0f s", options.out, time.monotonic() - started)
     return 0
 
@@ -79,7 +80,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     parser.add_argument("--seed", type=int, default=7, help="of data, weights and order (7)")
     parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch (2)")
-    parser.add_argument("--bf16", action="store_true", help="train in bfloat16: faster on CPUs with AMX")
     parser.add_argument(
         "--retrained-ablation",
         action="store_true",
@@ -88,7 +88,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def make(kind: str, out: Path, seed: int, *, retrain: bool, bfloat16: bool) -> None:
+def make(kind: str, out: Path, seed: int, *, retrain: bool) -> None:
     """Makes one model directory.
 
     Args:
@@ -96,10 +96,9 @@ def make(kind: str, out: Path, seed: int, *, retrain: bool, bfloat16: bool) -> N
         out: the directory.
         seed: of everything that is drawn.
         retrain: whether to train again without each modality.
-        bfloat16: whether to train in bfloat16.
     """
     plan = PLANS[kind]
-    recipe = None if plan.recipe is None else replace(plan.recipe, seed=seed, bfloat16=bfloat16)
+    recipe = None if plan.recipe is None else replace(plan.recipe, seed=seed)
     training, validation, test = split(make_cases(sum(plan.cases), seed), plan.cases)
     logger.info("drew %d cases", sum(plan.cases))
     encoders = choose(kind, training, plan.max_tokens)
@@ -109,14 +108,14 @@ def make(kind: str, out: Path, seed: int, *, retrain: bool, bfloat16: bool) -> N
     if recipe is None:
         spread_scores(network, data.training)
     else:
-        train(network, data.training, data.validation, recipe)
+        teach(network, data.training, data.validation, recipe)
     directory = ModelDirectory(out, network, encoders.bert, reader)
     directory.write()
     directory.write_golden(pick_golden(data.test, test, plan.golden))
-    options = " --retrained-ablation" * retrain + " --bf16" * bfloat16
+    options = " --retrained-ablation" * retrain
     report = Report(kind, f"--seed {seed}{options}", plan.cases, data.test.labels)
     if recipe is not None:
-        directory.write_calibration(score(network.predict, data.validation.features)[:, 1])
+        directory.write_calibration(score(network.predict, data.validation)[:, 1])
         report = judge(report, directory, data, encoders, recipe if retrain else None)
     directory.path.joinpath("README.md").write_text(report.text(directory.path), encoding="utf-8")
 
@@ -144,9 +143,14 @@ def choose(kind: str, cases: Sequence[Case], max_tokens: int) -> Encoders:
     return bert_base(cases) if kind == "bert-base" else small(cases, max_tokens)
 
 
+def teach(network: TrimodalNetwork, examples: Examples, held_out: Examples, recipe: Recipe) -> TrimodalNetwork:
+    """Trains the whole network, or what stands on its frozen encoders."""
+    return (train_frozen if recipe.frozen else train)(network, examples, held_out, recipe)
+
+
 def spread_scores(network: TrimodalNetwork, examples: Examples) -> None:
     """Scales a random network's last layer, so that its scores differ from case to case."""
-    probs = score(network.predict, examples.features[:32], size=4)
+    probs = score(network.predict, Examples(examples.features[:32], examples.labels[:32]), size=4)
     logits = np.log(probs[:, 1] / probs[:, 0])
     last = cast("torch.nn.Linear", network.final_merge_network[-1])
     scale = SPREAD / float(logits.std())
@@ -161,7 +165,7 @@ def judge(report: Report, directory: ModelDirectory, data: Data, encoders: Encod
     session, neutral = directory.session(), data.reader.neutral()
 
     def graph(examples: Examples) -> Quality:
-        scores: FloatArray = score(lambda inputs: run(session, inputs), examples.features)
+        scores: FloatArray = score(lambda inputs: run(session, inputs), examples)
         return quality(scores, examples.labels)
 
     ablations = []
@@ -181,8 +185,8 @@ def train_without(modality: str, data: Data, encoders: Encoders, recipe: Recipe)
     training = data.training.without(modality, neutral)
     validation = data.validation.without(modality, neutral)
     test = data.test.without(modality, neutral)
-    network = train(encoders.network(recipe.seed), training, validation, recipe)
-    return quality(score(network.predict, test.features), test.labels)
+    network = teach(encoders.network(recipe.seed), training, validation, recipe)
+    return quality(score(network.predict, test), test.labels)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from training import Labels, Quality
 
 _TITLES = {
     "demo": "a small trimodal classifier, trained on synthetic return and refund cases",
-    "minilm": "a trimodal classifier on two fine-tuned MiniLM encoders",
+    "minilm": "a trimodal classifier on two MiniLM encoders; poolers, table and heads are trained",
     "bert-base": "a trimodal classifier on two BERT-base encoders with random weights",
 }
 _PACKAGES = ("torch", "transformers", "tokenizers", "onnxruntime", "numpy", "scikit-learn")
