@@ -87,7 +87,7 @@ def _warm_up(runner: Runner, artifacts: Artifacts, largest_id: int) -> None:
     config = artifacts.config
     tabular = np.zeros(len(config.tabular), np.float32)
     short, long = 2, config.max_tokens
-    for primary, secondary in ((short, short), (short, long), (long, short), (long, long)):
+    for primary, secondary in ((short, short), (short, long), (long, short)):
         texts = [EncodedText([[largest_id] * tokens]) for tokens in (primary, secondary)]
         try:
             probabilities = runner.run([Features(0, texts[0], texts[1], tabular)])
