@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 MAX_RUN_TOKENS = 4096
 """Padded tokens of one run, both texts together: bounds the memory of a run whatever the request's size."""
 
-MAX_PADDING = 1.25
+MAX_PADDING = 1.1
 """A run stops growing where padding would make it this many times its real tokens: padding costs like text."""
 
 
