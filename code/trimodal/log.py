@@ -7,6 +7,9 @@ import sys
 
 from pythonjsonlogger.json import JsonFormatter
 
+_NOISE = frozenset({"Backend worker process died."})
+"""What multi-model-server's worker logs, with a traceback, when it ends for whatever reason: we have said why."""
+
 
 def configure(level: str) -> None:
     """Sends every logger to stdout as JSON lines.
@@ -22,6 +25,7 @@ def configure(level: str) -> None:
             rename_fields={"asctime": "time", "levelname": "level", "name": "logger"},
         )
     )
+    handler.addFilter(lambda record: record.msg not in _NOISE)
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
     logging.getLogger("mms").setLevel(logging.WARNING)  # the model server's worker logs a metric a request
