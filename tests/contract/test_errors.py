@@ -153,3 +153,10 @@ def test_a_half_sent_request_is_dropped(demo):
     with socket.create_connection(("127.0.0.1", demo.port)) as connection:
         connection.sendall(b"nonsense\r\n\r\n")
         assert b" 400 " in connection.recv(4096).splitlines()[0]
+
+
+def test_a_refused_request_is_logged_with_its_status(start):
+    server = start(SAGEMAKER_MAX_PAYLOAD_IN_MB="1")
+    server.post("x" * 1_100_000)
+    assert server.terminate() == 0
+    assert [line["status"] for line in server.log_lines if line["message"] == "invocation"] == [413]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,8 +20,6 @@ from trimodal.serving.runner import GraphLayout, Runner, TextInput
 from trimodal.serving.tabular import TabularEncoder
 from trimodal.serving.text import TextEncoder
 from trimodal.settings import Settings
-
-logger = logging.getLogger(__name__)
 
 
 def load_pipeline(settings: Settings) -> Pipeline:

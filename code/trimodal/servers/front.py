@@ -100,12 +100,13 @@ class Front:
         started = time.perf_counter()
         self.in_flight += 1
         try:
-            body = await self._body(request)
-            response = await self._forward(request, body)
+            response = await self._forward(request, await self._body(request))
+        except RequestError as err:
+            response = _error(err)
         finally:
             self.in_flight -= 1
         milliseconds = round((time.perf_counter() - started) * 1000, 2)
-        extra = {"status": response.status, "milliseconds": milliseconds, "bytes": len(body)}
+        extra = {"status": response.status, "milliseconds": milliseconds, "bytes": request.content_length}
         logger.info("invocation", extra=extra)
         return response
 

@@ -33,6 +33,7 @@ class Handlers:
         pre_model_fn: called with the model directory before `model_fn`, or None.
         model_warmup_fn: called with the model directory and the model after `model_fn`, or None.
         own_input: the body goes to a user's function, which the contract gives JSON and CSV as text.
+        own_output: a user's function writes the answer, in whatever media type it likes.
     """
 
     model_fn: Handler
@@ -43,6 +44,7 @@ class Handlers:
     pre_model_fn: Handler | None = None
     model_warmup_fn: Handler | None = None
     own_input: bool = False
+    own_output: bool = False
 
 
 def find_handlers(model_dir: Path, program: str) -> Handlers:
@@ -72,6 +74,7 @@ def find_handlers(model_dir: Path, program: str) -> Handlers:
         getattr(module, "pre_model_fn", None),
         getattr(module, "model_warmup_fn", None),
         own_input=transform is not None or hasattr(module, "input_fn"),
+        own_output=transform is not None or hasattr(module, "output_fn"),
     )
 
 

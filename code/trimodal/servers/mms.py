@@ -21,7 +21,7 @@ from trimodal import log
 from trimodal.errors import InferenceFailed, MalformedBody, RequestError, TrimodalError
 from trimodal.servers.handlers import Handler, call, find_handlers
 from trimodal.servers.workers import ANSWERED, WorkerReport
-from trimodal.serving.encode import JSON
+from trimodal.serving.encode import JSON, negotiate
 from trimodal.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -57,6 +57,8 @@ class Service:
             result = call(handlers.transform_fn, self.model, body, content_type, accept, context=context)
         else:
             data = call(handlers.input_fn, body, content_type, context=context)
+            if not handlers.own_output:
+                negotiate(accept, self.default_accept)  # before the model runs for nothing
             prediction = call(handlers.predict_fn, data, self.model, context=context)
             result = call(handlers.output_fn, prediction, accept, context=context)
         content, media = result if isinstance(result, tuple) else (result, accept)

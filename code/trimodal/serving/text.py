@@ -22,8 +22,6 @@ from trimodal.records import EncodedText
 # A message is a customer's text, whatever it looks like; a filter of the process, because one per call races.
 warnings.filterwarnings("ignore", category=UnusualUsageWarning)
 
-Step = Callable[[list[str]], list[str]]
-
 PLACEHOLDER = "."
 """The one chunk of a text in which nothing is left to read."""
 

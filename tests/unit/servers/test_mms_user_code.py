@@ -227,3 +227,9 @@ def test_a_users_module_may_have_another_name(worker, tmp_path):
     (answer,) = worker(variables={"SAGEMAKER_PROGRAM": "mine.py"})((b"x", {}))
 
     assert answer.body.startswith(b"['model'")
+
+
+def test_an_answer_that_nobody_accepts_costs_no_prediction(worker):
+    (answer,) = worker(FAILING)((BODY, {**JSON, "Accept": "image/png"}))
+
+    assert (answer.status, answer.error()["code"]) == (406, "not_acceptable")
