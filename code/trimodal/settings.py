@@ -16,6 +16,8 @@ MIB = 1024 * 1024
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 RESPONSE_FIELDS = ("output-label", "id")
 MEDIA_TYPES = ("application/json", "application/jsonlines", "text/csv")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4", "auto")
+ENGINES = ("auto", "onnxruntime", "openvino")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,17 @@ class Settings:
         program: file name of a user's handlers in the model directory's `code/` (`SAGEMAKER_PROGRAM`).
         intra_op_threads: threads of one operator (`ONNX_INTRA_OP_THREADS`), or None for cores ÷ workers.
         inter_op_threads: operators at once (`ONNX_INTER_OP_THREADS`).
+        fusion: rebuild or fuse the text encoders (`ENABLE_BERT_FUSION`).
+        precision: precision of the weights and products that is asked for (`MODEL_PRECISION`, or `int8` by
+            `ENABLE_QUANTIZATION`); `auto` takes the fastest that passes.
+        tensorrt: use TensorRT where there is a GPU (`ENABLE_TENSORRT`).
+        profiling: write ONNX Runtime's profile of each graph (`ENABLE_ONNX_PROFILING`).
+        engine: what runs the graphs (`INFERENCE_ENGINE`).
+        providers: execution providers, best first (`ONNX_EXECUTION_PROVIDERS`), or empty to choose by the hardware.
+        optimized_dir: where optimized models are kept (`OPTIMIZED_MODEL_DIR`), or None to choose.
+        budget: seconds that the optimization may take at start (`OPTIMIZATION_BUDGET_SECONDS`).
+        strict: fail the start instead of taking a lower level (`STRICT_OPTIMIZATION`).
+        encoder_cache: texts whose encoder outputs are remembered (`ENCODER_CACHE_ENTRIES`); 0 for none.
         score_numbers: scores as JSON numbers instead of strings (`SCORE_FORMAT`).
         response_fields: what answers hold beside the scores (`RESPONSE_FIELDS`).
         log_level: level of the log (`LOG_LEVEL`).
@@ -51,6 +64,16 @@ class Settings:
     program: str = "inference.py"
     intra_op_threads: int | None = None
     inter_op_threads: int = 1
+    fusion: bool = True
+    precision: str = "fp32"
+    tensorrt: bool = True
+    profiling: bool = False
+    engine: str = "auto"
+    providers: tuple[str, ...] = ()
+    optimized_dir: Path | None = None
+    budget: int = 300
+    strict: bool = False
+    encoder_cache: int = 1024
     score_numbers: bool = False
     response_fields: tuple[str, ...] = ()
     log_level: str = "INFO"
@@ -78,11 +101,24 @@ class Settings:
             program=env.text("SAGEMAKER_PROGRAM", "inference.py"),
             intra_op_threads=env.optional_integer("ONNX_INTRA_OP_THREADS", 1, 1024),
             inter_op_threads=env.integer("ONNX_INTER_OP_THREADS", 1, 1, 1024),
+            fusion=env.flag("ENABLE_BERT_FUSION", default=True),
+            precision=env.precision(),
+            tensorrt=env.flag("ENABLE_TENSORRT", default=True),
+            profiling=env.flag("ENABLE_ONNX_PROFILING", default=False),
+            engine=env.choice("INFERENCE_ENGINE", ENGINES, "auto"),
+            providers=env.names("ONNX_EXECUTION_PROVIDERS"),
+            optimized_dir=Path(folder) if (folder := env.text("OPTIMIZED_MODEL_DIR", "")) else None,
+            budget=env.integer("OPTIMIZATION_BUDGET_SECONDS", 300, 1, 3600),
+            strict=env.flag("STRICT_OPTIMIZATION", default=False),
+            encoder_cache=env.integer("ENCODER_CACHE_ENTRIES", 1024, 0, 10_000_000),
             score_numbers=env.choice("SCORE_FORMAT", ("string", "number"), "string") == "number",
             response_fields=env.choices("RESPONSE_FIELDS", RESPONSE_FIELDS),
             log_level=env.choice("LOG_LEVEL", LOG_LEVELS, "INFO", upper=True),
             run_dir=Path(run_dir) if (run_dir := env.text("TRIMODAL_RUN_DIR", "")) else None,
         )
+
+
+_FLAGS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +154,30 @@ class _Environment:
         return value
 
     def choices(self, key: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
-        names = tuple(name.strip().lower() for name in self.text(key, "").split(",") if name.strip())
+        names = tuple(name.lower() for name in self.names(key))
         for name in names:
             if name not in allowed:
                 raise SettingsError(f"{key}: {name!r} must be one of {', '.join(allowed)}.")
         return names
+
+    def names(self, key: str) -> tuple[str, ...]:
+        return tuple(name.strip() for name in self.text(key, "").split(",") if name.strip())
+
+    def flag(self, key: str, *, default: bool) -> bool:
+        text = self.text(key, str(default)).lower()
+        if text not in _FLAGS:
+            raise SettingsError(f"{key}={text!r} must be true or false.")
+        return _FLAGS[text]
+
+    def precision(self) -> str:
+        """Joins the two variables that ask for a precision."""
+        quantization = self.flag("ENABLE_QUANTIZATION", default=False)
+        precision = self.choice("MODEL_PRECISION", PRECISIONS, "int8" if quantization else "fp32")
+        if quantization and precision not in ("int8", "int4", "auto"):
+            raise SettingsError(
+                f"ENABLE_QUANTIZATION=true asks for int8 and MODEL_PRECISION={precision!r} does not; set one of them."
+            )
+        return precision
 
     def port_range(self, key: str) -> tuple[int, int] | None:
         text = self.text(key, "")
