@@ -6,6 +6,7 @@
     ├── StartupError               the process ends with exit status 1 and this message
     │   ├── SettingsError          an environment variable has a bad value
     │   └── ArtifactError          a file of the model directory is missing, unreadable or contradictory
+    ├── OptimizationError          a step of the cold start failed; it goes on at a lower level
     └── RequestError               answered as {"error": {"code", "message", "record"}}
         ├── MalformedBody      400 the body is not what its content type says
         ├── NotFound           404 no such path
@@ -39,6 +40,10 @@ class SettingsError(StartupError):
 
 class ArtifactError(StartupError):
     """A file of the model directory cannot be used; the text names the file and the remedy."""
+
+
+class OptimizationError(TrimodalError):
+    """A step of the optimization cannot be done or failed; the start goes on at a lower level."""
 
 
 class RequestError(TrimodalError):

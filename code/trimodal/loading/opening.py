@@ -1,0 +1,74 @@
+"""Opens a built model: its graphs to a runner."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from trimodal.loading.built import Built, TextPart
+from trimodal.loading.sessions import Tuning, open_graph
+from trimodal.serving.runner import Runner, Session, TextInput
+from trimodal.serving.split import EncoderCache, Head, SplitRunner, TextEncoder
+
+AnyRunner = Runner | SplitRunner
+
+
+def open_built(built: Built, folder: Path, tuning: Tuning, *, pad_id: int = 0, cache_entries: int = 0) -> AnyRunner:
+    """Opens a built model.
+
+    Args:
+        built: what the directory holds.
+        folder: the directory.
+        tuning: how to run the graphs.
+        pad_id: token id that fills up a text.
+        cache_entries: texts whose encoder outputs are remembered.
+
+    Raises:
+        OptimizationError: a graph cannot be opened, or not as asked.
+    """
+    if not built.texts:
+        session = _open(built, folder / built.whole, tuning)
+        return Runner(session, built.layout, pad_id)
+    files = [*(part.file for part in built.texts), built.head]
+    with ThreadPoolExecutor(len(files)) as pool:
+        primary, secondary, head = pool.map(lambda name: _open(built, folder / name, tuning), files)
+    texts = (built.layout.primary, built.layout.secondary)
+    encoders = [
+        _encoder(session, part, text)
+        for session, part, text in zip((primary, secondary), built.texts, texts, strict=True)
+    ]
+    return SplitRunner(
+        encoders=(encoders[0], encoders[1]),
+        head=Head(
+            session=head,
+            output=built.layout.output,
+            tabular=built.layout.tabular,
+            shapes=tuple((side, texts[side], name) for side, name in built.head_shapes),
+        ),
+        cache=EncoderCache(cache_entries),
+        # Each encoder may use every thread: where one text is short, the other's encoder soon has all of them.
+        pool=ThreadPoolExecutor(2, thread_name_prefix="encoder") if tuning.threads > 1 else None,
+        pad_id=pad_id,
+    )
+
+
+def _open(built: Built, path: Path, tuning: Tuning) -> Session:
+    if built.engine == "openvino":
+        from trimodal.loading.openvino import open_openvino
+
+        return open_openvino(path, precision=built.precision, threads=tuning.threads, cache_dir=tuning.cache_dir)
+    session: Session = open_graph(path, tuning.options(path.stem), built.providers, tuning.cache_dir)
+    return session
+
+
+def _encoder(session: Session, part: TextPart, text: TextInput) -> TextEncoder:
+    inputs = TextInput(
+        ids=part.ids,
+        mask=part.mask,
+        dtype=np.dtype(np.int64) if part.by_chunk else text.dtype,
+        chunked=text.chunked,
+        tokens=None if part.by_chunk else text.tokens,
+    )
+    return TextEncoder(session, inputs, part.outputs, part.by_chunk, bucket=part.bucket)

@@ -1,0 +1,113 @@
+"""Opens ONNX graphs with the options that serve one container best, and reads back what it really got."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from trimodal.errors import OptimizationError
+from trimodal.loading.plan import CPU, CUDA, TENSORRT
+from trimodal.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """How graphs are run.
+
+    Attributes:
+        threads: of one operator.
+        inter_op: operators at once.
+        profile: write ONNX Runtime's profile.
+        cache_dir: where TensorRT keeps its engines, or None.
+    """
+
+    threads: int
+    inter_op: int = 1
+    profile: bool = False
+    cache_dir: Path | None = None
+
+    @classmethod
+    def of(cls, settings: Settings, threads: int) -> Tuning:
+        """Reads the settings."""
+        return cls(threads, settings.inter_op_threads, settings.profiling, settings.optimized_dir)
+
+    def options(self, name: str) -> onnxruntime.SessionOptions:
+        """Returns tuned options for the graph `name`."""
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = self.inter_op
+        parallel = self.inter_op > 1
+        mode = onnxruntime.ExecutionMode
+        options.execution_mode = mode.ORT_PARALLEL if parallel else mode.ORT_SEQUENTIAL
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.enable_cpu_mem_arena = True
+        options.enable_mem_pattern = False  # a pattern holds for one shape, and texts differ in length
+        # A thread that spins takes the core from the other encoder; masked attention runs into denormal numbers.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")
+        if self.profile:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(tempfile.gettempdir()) / f"onnx-profile-{name}-{os.getpid()}")
+        return options
+
+
+def open_graph(
+    path: Path, options: onnxruntime.SessionOptions, providers: Sequence[str] = (CPU,), cache_dir: Path | None = None
+) -> onnxruntime.InferenceSession:
+    """Opens a graph.
+
+    Raises:
+        OptimizationError: it cannot be opened, or ONNX Runtime took other providers than asked.
+    """
+    onnxruntime.disable_telemetry_events()
+    missing = [name for name in providers if name not in onnxruntime.get_available_providers()]
+    if missing:
+        raise OptimizationError(f"the execution provider {missing[0]} is not available in this onnxruntime")
+    # SkipLayerNormalization's kernel on the CPU is slower than the two operators that it joins.
+    disabled = ["SkipLayerNormFusion"] if tuple(providers) == (CPU,) else []
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path),
+            options,
+            providers=[(name, _provider_options(name, cache_dir)) for name in providers],
+            disabled_optimizers=disabled,
+        )
+    except Exception as err:  # the library's exceptions share no base
+        raise OptimizationError(f"{path.name} cannot be opened by onnxruntime ({type(err).__name__})") from err
+    got = session.get_providers()
+    if providers[0] not in got:
+        raise OptimizationError(f"onnxruntime gave {got[0]} instead of {providers[0]}")
+    if options.enable_profiling:
+        atexit.register(_end_profiling, session)
+    return session
+
+
+def _end_profiling(session: onnxruntime.InferenceSession) -> None:
+    logger.info("ONNX Runtime's profile is written", extra={"file": session.end_profiling()})
+
+
+def _provider_options(name: str, cache_dir: Path | None) -> Mapping[str, Any]:
+    if name == TENSORRT:
+        cache = str(cache_dir) if cache_dir is not None else ""
+        return {
+            "trt_fp16_enable": "1",
+            "trt_engine_cache_enable": "1" if cache else "0",
+            "trt_engine_cache_path": cache,
+            "trt_timing_cache_enable": "1" if cache else "0",
+            "trt_timing_cache_path": cache,
+        }
+    if name == CUDA:
+        return {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
+    return {}
