@@ -40,6 +40,21 @@ class Artifacts:
         """The FP32 export."""
         return self.model_dir / "model.onnx"
 
+    @property
+    def state_dict(self) -> Path:
+        """The PyTorch weights."""
+        return self.model_dir / "model.pth"
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether there is an FP32 export."""
+        return self.graph.is_file()
+
+    @property
+    def has_state_dict(self) -> bool:
+        """Whether there are PyTorch weights."""
+        return self.state_dict.is_file()
+
 
 def read_artifacts(model_dir: Path) -> Artifacts:
     """Reads a model directory.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime
@@ -23,16 +23,30 @@ _TYPES: dict[str, DTypeLike] = {
 }
 
 
-def open_session(artifacts: Artifacts, intra_op_threads: int, inter_op_threads: int) -> onnxruntime.InferenceSession:
+class Interface(Protocol):
+    """What tells a graph's inputs and outputs, as an `onnxruntime.InferenceSession` does."""
+
+    def get_inputs(self) -> Sequence[Any]:
+        """Returns the inputs, each with `name`, `type` and `shape`."""
+
+    def get_outputs(self) -> Sequence[Any]:
+        """Returns the outputs."""
+
+
+def open_session(
+    artifacts: Artifacts, options: onnxruntime.SessionOptions | None = None
+) -> onnxruntime.InferenceSession:
     """Opens `model.onnx` on the CPU.
+
+    Args:
+        artifacts: the model directory.
+        options: how to run it; the default session where they are None.
 
     Raises:
         ArtifactError: the file cannot be opened as an ONNX model.
     """
     onnxruntime.disable_telemetry_events()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = intra_op_threads
-    options.inter_op_num_threads = inter_op_threads
+    options = options or onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = _open(artifacts, options)
     if _texts_share_an_axis(session, artifacts.schema):
@@ -62,7 +76,7 @@ def _open(artifacts: Artifacts, options: onnxruntime.SessionOptions) -> onnxrunt
         ) from err
 
 
-def find_layout(session: onnxruntime.InferenceSession, schema: Schema) -> GraphLayout:
+def find_layout(session: Interface, schema: Schema) -> GraphLayout:
     """Matches the graph's inputs with the model's fields.
 
     Raises:
@@ -122,7 +136,7 @@ def _tabular_input(node: Any, columns: tuple[int, ...]) -> TabularInput:
     return TabularInput(node.name, _dtype(node, integer=False), columns, flat)
 
 
-def _output(session: onnxruntime.InferenceSession) -> str:
+def _output(session: Interface) -> str:
     nodes = {node.name: node for node in session.get_outputs()}
     if "probs" not in nodes and len(nodes) > 1:
         raise ArtifactError("model.onnx has several outputs and none is named probs; name the probabilities probs.")

@@ -1,16 +1,25 @@
-"""A model directory to a ready pipeline: read, open, warm up, check."""
+"""A model directory to a ready pipeline: read, open what the cold start chose, warm up, check; else a level lower."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from trimodal.errors import ArtifactError, InferenceFailed
+from trimodal.errors import ArtifactError, InferenceFailed, OptimizationError
 from trimodal.loading.artifacts import Artifacts, read_artifacts
+from trimodal.loading.built import Built
+from trimodal.loading.compare import TOLERANCES
 from trimodal.loading.graph import find_layout, open_session
 from trimodal.loading.hardware import thread_count
+from trimodal.loading.opening import AnyRunner, open_built
+from trimodal.loading.prepare import prepare, read_manifest
+from trimodal.loading.samples import make_features
+from trimodal.loading.selection import Selection
+from trimodal.loading.sessions import Tuning
 from trimodal.loading.tokenizer import load_tokenizer
 from trimodal.records import EncodedText, Features
 from trimodal.serving.encode import ResponseFormat
@@ -21,28 +30,121 @@ from trimodal.serving.tabular import TabularEncoder
 from trimodal.serving.text import TextEncoder
 from trimodal.settings import Settings
 
+logger = logging.getLogger(__name__)
+
 
 def load_pipeline(settings: Settings) -> Pipeline:
     """Loads the model directory and warms it up.
 
+    What the container's main process has chosen is served; without one, the choice is made here. Where it cannot be
+    opened, the level below is tried, down to PyTorch.
+
     Raises:
-        ArtifactError: something in the model directory cannot be used.
+        ArtifactError: nothing in the model directory can be served, or only at a level that
+            `STRICT_OPTIMIZATION=true` forbids.
     """
     artifacts = read_artifacts(settings.model_dir)
     tokenizer = load_tokenizer(settings.model_dir, artifacts.config.tokenizer)
-    session = open_session(artifacts, thread_count(settings), settings.inter_op_threads)
-    layout = find_layout(session, artifacts.schema)
-    runner = Runner(session, layout, tokenizer.token_to_id("[PAD]") or 0)
-    pipeline = Pipeline(
-        schema=artifacts.schema,
-        features=_feature_encoder(artifacts, tokenizer, layout),
-        runner=runner,
-        calibrator=artifacts.calibrator,
-        form=response_format(settings),
-        binary=artifacts.config.binary,
-    )
-    _warm_up(runner, artifacts, tokenizer.get_vocab_size() - 1)
-    return pipeline
+    threads = thread_count(settings)
+    told = Selection.read(settings.run_dir) if settings.run_dir is not None else None
+    selection = told or prepare(settings, threads)
+    loader = _Loader(settings, artifacts, tokenizer, Tuning.of(settings, threads))
+    causes = dict(selection.causes)
+    failure: ArtifactError | None = None
+    for rung, load in loader.ladder(selection):
+        try:
+            pipeline = load()
+        except (ArtifactError, OptimizationError) as err:
+            logger.warning("a level is lost", extra={"fallback_level": rung.level, "cause": str(err)})
+            causes[f"level {rung.level}"] = str(err)
+            failure = failure if isinstance(failure, ArtifactError) else ArtifactError(str(err))
+            if settings.strict:
+                raise ArtifactError(f"STRICT_OPTIMIZATION=true, and level {rung.level} is lost: {err}") from err
+            continue
+        status = replace(rung, causes=causes).to_json()
+        facts = {key: status[key] for key in ("rung", "precision", "engine")}
+        logger.info("model ready", extra={"fallback_level": rung.level, **facts})
+        return replace(pipeline, status=status)
+    raise failure or ArtifactError("The model directory holds nothing that can be served; add model.onnx.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Loader:
+    """Loads one model directory at any level."""
+
+    settings: Settings
+    artifacts: Artifacts
+    tokenizer: Tokenizer
+    tuning: Tuning
+
+    @property
+    def pad_id(self) -> int:
+        return self.tokenizer.token_to_id("[PAD]") or 0
+
+    def ladder(self, selection: Selection) -> Iterator[tuple[Selection, Callable[[], Pipeline]]]:
+        """Yields the levels from the chosen one down, each with what loads it."""
+        if selection.entry is not None:
+            yield selection, lambda: self.entry(selection)
+        if self.artifacts.has_graph:
+            level = selection.level if selection.entry is None else 2
+            if level < 3:
+                yield Selection(level, declined=selection.declined), self.tuned
+            yield Selection(3, "baseline"), self.baseline
+        if self.artifacts.has_state_dict:
+            yield Selection(4, "pytorch", engine="torch"), self.pytorch
+
+    def entry(self, selection: Selection) -> Pipeline:
+        """Opens an optimized model and checks that it still gives the scores that were proven."""
+        if selection.entry is None:
+            raise OptimizationError("there is no optimized model")
+        manifest = read_manifest(selection.entry)
+        built = Built.from_json(manifest["built"])
+        runner = open_built(
+            built, selection.entry, self.tuning, pad_id=self.pad_id, cache_entries=self.settings.encoder_cache
+        )
+        pipeline = self.pipeline(runner, built.layout)
+        probes = make_features(self.artifacts, self.tokenizer.get_vocab_size())[: len(manifest["probes"])]
+        expected = np.array(manifest["probes"], np.float32)
+        scores = runner.run(probes)
+        if scores.shape != expected.shape or np.abs(scores - expected).max() > TOLERANCES[built.precision].largest:
+            raise OptimizationError("the optimized model does not give the scores that it was proven to give")
+        return pipeline
+
+    def tuned(self) -> Pipeline:
+        runner = open_model(self.artifacts, self.pad_id, self.tuning)
+        return self.pipeline(runner, runner.layout)
+
+    def baseline(self) -> Pipeline:
+        runner = open_model(self.artifacts, self.pad_id)
+        return self.pipeline(runner, runner.layout)
+
+    def pytorch(self) -> Pipeline:
+        from trimodal.loading.pytorch import load_pytorch
+
+        session, layout = load_pytorch(self.artifacts, self.tuning.threads)
+        return self.pipeline(Runner(session, layout, self.pad_id), layout)
+
+    def pipeline(self, runner: AnyRunner, layout: GraphLayout) -> Pipeline:
+        pipeline = Pipeline(
+            schema=self.artifacts.schema,
+            features=feature_encoder(self.artifacts, self.tokenizer, layout),
+            runner=runner,
+            calibrator=self.artifacts.calibrator,
+            form=response_format(self.settings),
+            binary=self.artifacts.config.binary,
+        )
+        _warm_up(runner, self.artifacts, self.tokenizer.get_vocab_size() - 1)
+        return pipeline
+
+
+def open_model(artifacts: Artifacts, pad_id: int, tuning: Tuning | None = None) -> Runner:
+    """Opens `model.onnx` as it is: level 2 with tuned options, level 3 without.
+
+    Raises:
+        ArtifactError: it cannot be opened, or does not fit the model directory.
+    """
+    session = open_session(artifacts, tuning.options("model") if tuning is not None else None)
+    return Runner(session, find_layout(session, artifacts.schema), pad_id)
 
 
 def response_format(settings: Settings) -> ResponseFormat:
@@ -55,7 +157,12 @@ def response_format(settings: Settings) -> ResponseFormat:
     )
 
 
-def _feature_encoder(artifacts: Artifacts, tokenizer: Tokenizer, layout: GraphLayout) -> FeatureEncoder:
+def feature_encoder(artifacts: Artifacts, tokenizer: Tokenizer, layout: GraphLayout) -> FeatureEncoder:
+    """Returns what reads records for a graph.
+
+    Raises:
+        ArtifactError: the graph takes shorter texts than the model directory says.
+    """
     config = artifacts.config
 
     def text(steps: Sequence[str], inputs: TextInput) -> TextEncoder:
@@ -75,7 +182,7 @@ def _feature_encoder(artifacts: Artifacts, tokenizer: Tokenizer, layout: GraphLa
     )
 
 
-def _warm_up(runner: Runner, artifacts: Artifacts, largest_id: int) -> None:
+def _warm_up(runner: AnyRunner, artifacts: Artifacts, largest_id: int) -> None:
     """Runs the graph on short and long texts, and checks that it answers with probabilities.
 
     Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector, web
 from aiohttp.web_protocol import RequestPayloadError
@@ -43,10 +43,21 @@ _NOT_FORWARDED = frozenset(
 _AUTOMATIC = ("Accept", "Accept-Encoding", "User-Agent")
 
 
+_SHOWN = ("level", "rung", "precision", "engine", "causes", "declined")
+"""What `/ping` tells of the ladder."""
+
+
 class Front:
     """Forwards `/invocations` to the model server and answers everything else."""
 
-    def __init__(self, upstream: str, max_payload: int, timeout: int, ready: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        upstream: str,
+        max_payload: int,
+        timeout: int,
+        ready: Callable[[], int],
+        served: Callable[[], Mapping[str, object]] = dict,
+    ) -> None:
         """Prepares the front.
 
         Args:
@@ -54,11 +65,13 @@ class Front:
             max_payload: bytes of the largest request body.
             timeout: seconds that a request may take.
             ready: tells how many workers can answer.
+            served: tells what they serve, see `trimodal.loading.selection`.
         """
         self.upstream = upstream
         self.max_payload = max_payload
         self.timeout = timeout
         self.ready = ready
+        self.served = served
         self.draining = False
         self.in_flight = 0
 
@@ -93,7 +106,9 @@ class Front:
         workers = self.ready()
         state = "draining" if self.draining else "ready" if workers else "no worker"
         status = 200 if state == "ready" else 503
-        return web.json_response({"status": state, "workers": workers}, status=status)
+        served = self.served()
+        facts = {key: served[key] for key in _SHOWN if key in served}
+        return web.json_response({"status": state, "workers": workers, **facts}, status=status)
 
     async def invocations(self, request: web.Request) -> web.Response:
         """Forwards one request and its answer."""

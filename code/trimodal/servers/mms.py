@@ -115,7 +115,7 @@ def _load(model_dir: Path, context: Any) -> None:
         step = getattr(err, "__notes__", ["loading"])[-1]
         report.failed(f"{step} failed: {type(err).__name__}: {err}")
         raise
-    report.ready()
+    report.ready(getattr(_services[str(model_dir)].model, "status", {}))
 
 
 def _answer(service: Service, index: int, request: dict[str, Any], context: Any) -> bytes:

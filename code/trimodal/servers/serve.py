@@ -15,6 +15,7 @@ import signal
 import socket
 import struct
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -22,10 +23,11 @@ from pathlib import Path
 from aiohttp import web
 
 from trimodal.errors import ArtifactError, StartupError
-from trimodal.loading.hardware import detect, worker_count
+from trimodal.loading.hardware import detect, thread_count, worker_count
+from trimodal.loading.prepare import prepare
 from trimodal.servers import model_server
 from trimodal.servers.front import Front
-from trimodal.servers.workers import failure, ready_workers
+from trimodal.servers.workers import failure, ready_workers, served
 from trimodal.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -69,11 +71,19 @@ async def _serve(settings: Settings, run_dir: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     workers = worker_count(settings)
+    if not await _prepare(settings, run_dir, stop):
+        return
     server = model_server.start(settings, workers, detect().memory, run_dir)
     try:
         if not await _wait_until_ready(server, settings, workers, run_dir, stop):
             return
-        front = Front(server.address, settings.max_payload, settings.request_timeout, lambda: ready_workers(run_dir))
+        front = Front(
+            server.address,
+            settings.max_payload,
+            settings.request_timeout,
+            ready=lambda: ready_workers(run_dir),
+            served=lambda: served(run_dir),
+        )
         async with _listening(front, settings.port):
             seconds = round(time.perf_counter() - started, 2)
             logger.info("serving", extra={"port": settings.port, "workers": workers, "seconds": seconds})
@@ -81,6 +91,26 @@ async def _serve(settings: Settings, run_dir: Path) -> None:
     finally:
         await asyncio.to_thread(server.stop)
     logger.info("stopped")
+
+
+async def _prepare(settings: Settings, run_dir: Path, stop: asyncio.Event) -> bool:
+    """Chooses what to serve, once for all workers, before any of them loads; False when told to stop before.
+
+    Raises:
+        ArtifactError: see `trimodal.loading.prepare`.
+    """
+    told = threading.Event()
+    work = asyncio.create_task(asyncio.to_thread(prepare, settings, thread_count(settings), told))
+    waiting = asyncio.create_task(stop.wait())
+    await asyncio.wait((work, waiting), return_when=asyncio.FIRST_COMPLETED)
+    if stop.is_set():
+        told.set()
+        with contextlib.suppress(StartupError):
+            await work
+        return False
+    waiting.cancel()
+    (await work).write(run_dir)
+    return True
 
 
 async def _wait_until_ready(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ANSWERED = "x-trimodal-answer"
 """Header on every answer of a handler, so that the front tells it from the model server's own errors."""
@@ -23,22 +26,36 @@ class WorkerReport:
 
     run_dir: Path | None
 
-    def ready(self) -> None:
-        """Says that this process has loaded and warmed up the model."""
+    def ready(self, status: Mapping[str, object]) -> None:
+        """Says that this process has loaded and warmed up the model, and what it serves."""
         if self.run_dir is not None:
-            (self.run_dir / f"{os.getpid()}{_READY}").touch()
+            self._write(f"{os.getpid()}{_READY}", json.dumps(dict(status)))
 
     def failed(self, message: str) -> None:
         """Says why this process cannot load the model."""
         if self.run_dir is not None:
-            draft = self.run_dir / f"{os.getpid()}.draft"
-            draft.write_text(message, encoding="utf-8")
-            draft.rename(self.run_dir / _FAILED)
+            self._write(_FAILED, message)
+
+    def _write(self, name: str, text: str) -> None:
+        """Writes a file that is never seen half written."""
+        draft = Path(self.run_dir or ".") / f"{os.getpid()}.draft"
+        draft.write_text(text, encoding="utf-8")
+        draft.rename(draft.with_name(name))
 
 
 def ready_workers(run_dir: Path) -> int:
     """Counts the living processes that have reported ready."""
     return sum(_alive(int(path.stem)) for path in run_dir.glob(f"*{_READY}"))
+
+
+def served(run_dir: Path) -> dict[str, Any]:
+    """Returns what the living worker on the lowest rung of the ladder serves; empty where that is not known."""
+    states = [
+        json.loads(path.read_text(encoding="utf-8") or "{}")
+        for path in run_dir.glob(f"*{_READY}")
+        if _alive(int(path.stem))
+    ]
+    return max(states, key=lambda state: int(state.get("level", 0)), default={})
 
 
 def failure(run_dir: Path) -> str | None:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from trimodal.records import Payload, Predictions, Schema
+from trimodal.records import Features, FloatArray, Payload, Predictions, Schema
 from trimodal.serving.calibrate import Calibrator
 from trimodal.serving.decode import decode, find_decoder
 from trimodal.serving.encode import ResponseFormat, encode, negotiate
 from trimodal.serving.features import FeatureEncoder
 from trimodal.serving.naming import name_fields
-from trimodal.serving.runner import Runner
 from trimodal.serving.tabular import is_missing
+
+
+class Scorer(Protocol):
+    """What scores features: a `Runner` or a `SplitRunner`."""
+
+    def run(self, features: Sequence[Features]) -> FloatArray:
+        """Returns probabilities, float32 `[N, K]`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +33,16 @@ class Pipeline:
         calibrator: calibrates the scores.
         form: how answers are written.
         binary: two classes, one score.
+        status: what serves and why, in plain values: level of the ladder, rung, precision, engine, causes.
     """
 
     schema: Schema
     features: FeatureEncoder
-    runner: Runner
+    runner: Scorer
     calibrator: Calibrator
     form: ResponseFormat
     binary: bool
+    status: Mapping[str, Any] = field(default_factory=dict)
 
     def answer(self, body: bytes, content_type: str, accept: str | None) -> tuple[bytes, str]:
         """Answers one request.

@@ -1,0 +1,298 @@
+"""The optimizing process: builds each rung of the plan, proves it, measures it, writes everything into a journal.
+
+It is a process of its own (`python -m trimodal.loading.optimize DIR`), so that its memory goes back, and so that
+being killed costs the rung that it worked on and nothing else. `trimodal.loading.prepare` starts it.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trimodal import log
+from trimodal.errors import OptimizationError
+from trimodal.loading.artifacts import Artifacts, read_artifacts
+from trimodal.loading.build import Source, build
+from trimodal.loading.built import Built
+from trimodal.loading.compare import compare
+from trimodal.loading.facts import ModelFacts, open_view, read_facts
+from trimodal.loading.graph import find_layout
+from trimodal.loading.hardware import Hardware, detect, libraries
+from trimodal.loading.journal import Journal
+from trimodal.loading.load import feature_encoder, open_model
+from trimodal.loading.opening import AnyRunner, open_built
+from trimodal.loading.passes.view import GraphView
+from trimodal.loading.plan import Plan, Rung, make_plan
+from trimodal.loading.samples import Samples, make_features, read_samples
+from trimodal.loading.sessions import Tuning
+from trimodal.loading.task import JOURNAL, read_task
+from trimodal.loading.tokenizer import load_tokenizer
+from trimodal.records import FloatArray
+from trimodal.serving.runner import GraphLayout
+from trimodal.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+MEASURE_SECONDS = 3.0
+"""Candidate and reference are timed in turn until so much time is spent, and on every sample at least once."""
+
+ROUNDS = 5
+"""At most so often each."""
+
+PROBES = 2
+"""Made-up records whose scores are kept, for whoever opens the result to check that it still gives them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The model that is optimized, read.
+
+    Attributes:
+        artifacts: the model directory.
+        layout: inputs and output of its graph.
+        samples: what candidates are judged on.
+        probes: made-up records.
+        pad_id: token id that fills up a text.
+    """
+
+    artifacts: Artifacts
+    layout: GraphLayout
+    samples: Samples
+    probes: Samples
+    pad_id: int
+
+
+def read_subject(artifacts: Artifacts, view: GraphView) -> Subject:
+    """Reads what judging needs.
+
+    Raises:
+        ArtifactError: the directory cannot be used.
+    """
+    layout = find_layout(_Interface(view), artifacts.schema)
+    tokenizer = load_tokenizer(artifacts.model_dir, artifacts.config.tokenizer)
+    vocabulary = tokenizer.get_vocab_size()
+    encoder = feature_encoder(artifacts, tokenizer, layout)
+    return Subject(
+        artifacts=artifacts,
+        layout=layout,
+        samples=read_samples(artifacts, encoder, vocabulary),
+        probes=Samples(make_features(artifacts, vocabulary)[:PROBES]),
+        pad_id=tokenizer.token_to_id("[PAD]") or 0,
+    )
+
+
+@dataclass(slots=True)
+class Optimizer:
+    """One run over the ladder.
+
+    Attributes:
+        settings: the container's settings.
+        folder: the working directory.
+        skip: rungs that are not tried again.
+        tuning: how graphs are run.
+        hardware: the host.
+        journal: what was done.
+    """
+
+    settings: Settings
+    folder: Path
+    skip: Mapping[str, str]
+    tuning: Tuning
+    hardware: Hardware
+    journal: Journal
+    subject: Subject | None = None
+    reference: AnyRunner | None = None
+    scores: FloatArray | None = None
+
+    def run(self) -> None:
+        """Tries the groups of the plan in order, until one holds a rung that passes and is faster."""
+        place, groups = 0, 1
+        while place < groups:
+            built: list[tuple[Rung, Built]] = []
+            with self.journal.step("read"):
+                view, facts, plan = self._read()
+                groups = len(plan.groups)
+                if place == 0:
+                    self.journal.write("plan", plan=plan.to_json(), facts=facts.to_json())
+            if self.subject is None:
+                return
+            for rung in plan.groups[place] if groups else ():
+                if rung.name not in self.skip:
+                    built += self._build(rung, view, facts)
+            del view
+            gc.collect()
+            if self.reference is None:
+                with self.journal.step("reference"):
+                    self._open_reference(self.subject)
+            faster = [self._judge(rung, one, self.subject) for rung, one in built]
+            if self.scores is None or any(faster):
+                return
+            place += 1
+
+    def _read(self) -> tuple[GraphView, ModelFacts, Plan]:
+        artifacts = read_artifacts(self.settings.model_dir)
+        view = open_view(artifacts.graph)
+        facts = read_facts(artifacts, view)
+        self.subject = self.subject or read_subject(artifacts, view)
+        return view, facts, make_plan(self.settings, facts, self.hardware, libraries())
+
+    def _build(self, rung: Rung, view: GraphView, facts: ModelFacts) -> list[tuple[Rung, Built]]:
+        """Builds one rung; returns it, or nothing where that failed."""
+        built: list[tuple[Rung, Built]] = []
+        with self.journal.step("build", rung.name):
+            subject = self.subject
+            if subject is None:
+                return []
+            started = time.perf_counter()
+            folder = self.folder / rung.name
+            folder.mkdir()
+            source = Source(
+                graph=subject.artifacts.graph,
+                view=view,
+                layout=subject.layout,
+                facts=facts,
+                max_tokens=subject.artifacts.config.max_tokens,
+                samples=subject.samples.features,
+                reduced=not self.hardware.has_vnni,
+                threads=self.tuning.threads,
+            )
+            one = build(rung, source, folder)
+            self.journal.write(
+                "built",
+                rung=rung.name,
+                built=one.to_json(),
+                seconds=round(time.perf_counter() - started, 2),
+                bytes=sum(path.stat().st_size for path in folder.iterdir()),
+                peak_bytes=_peak(),
+            )
+            if one.layers and one.engine == "onnxruntime" and one.fused < one.layers:
+                raise OptimizationError(f"partial: {one.fused} of {one.layers} attention layers were fused")
+            built.append((rung, one))
+        return built
+
+    def _open_reference(self, subject: Subject) -> None:
+        """Opens level 2 and proves it: by the recorded scores where there are any, else by the default session."""
+        reference = open_model(subject.artifacts, subject.pad_id, self.tuning)
+        scores = reference.run(subject.samples.features)
+        self.journal.write("reference", records=len(scores), golden=subject.samples.expected is not None)
+        recorded = subject.samples.expected
+        if recorded is None or compare(scores, recorded, "fp32").refusal is not None:
+            baseline = open_model(subject.artifacts, subject.pad_id)
+            plain = baseline.run(subject.samples.features)
+            if (refusal := compare(scores, plain, "fp32").refusal) is not None:
+                raise OptimizationError(f"tuned options change the scores: {refusal}")
+            if recorded is not None:
+                self.journal.write("stale", cause="golden.jsonl does not hold the scores of model.onnx")
+        self.reference, self.scores = reference, scores
+
+    def _judge(self, rung: Rung, built: Built, subject: Subject) -> bool:
+        """Verifies and measures a candidate; returns whether it passed and is faster than level 2."""
+        faster = False
+        with self.journal.step("judge", rung.name):
+            if self.reference is None or self.scores is None:
+                return False
+            started = time.perf_counter()
+            candidate = open_built(built, self.folder / rung.name, self.tuning, pad_id=subject.pad_id)
+            opened = time.perf_counter() - started
+            candidate.run(subject.probes.features)
+            scores, own, other = time_in_turn(candidate, self.reference, subject.samples)
+            comparison = compare(scores, self.scores, rung.precision, subject.samples.labels)
+            ratio = float(own.sum() / other.sum())
+            faster = comparison.refusal is None and ratio < 1
+            self.journal.write(
+                "judged",
+                rung=rung.name,
+                comparison=comparison.to_json(),
+                ratio=round(ratio, 4),
+                milliseconds=round(float(np.median(own)) * 1000, 3),
+                reference_milliseconds=round(float(np.median(other)) * 1000, 3),
+                open_seconds=round(opened, 2),
+                peak_bytes=_peak(),
+                probes=[row.tolist() for row in candidate.run(subject.probes.features)],
+            )
+        return faster
+
+
+def time_in_turn(
+    candidate: AnyRunner, reference: AnyRunner, samples: Samples
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Runs every sample alone through both, in turn.
+
+    Returns:
+        The candidate's scores, float32 `[N, K]`, and the median seconds of each sample for both, `[N]`.
+    """
+    own: list[list[float]] = [[] for _ in samples.features]
+    other: list[list[float]] = [[] for _ in samples.features]
+    scores: dict[int, FloatArray] = {}
+    started = time.perf_counter()
+    for round_ in range(ROUNDS):
+        if round_ and time.perf_counter() - started > MEASURE_SECONDS:
+            break
+        for index, item in enumerate(samples.features):
+            for runner, seconds in ((reference, other[index]), (candidate, own[index])):
+                begun = time.perf_counter()
+                result = runner.run([item])
+                seconds.append(time.perf_counter() - begun)
+            scores[index] = result
+    medians = [np.array([np.median(values) for values in each], np.float32) for each in (own, other)]
+    return np.concatenate([scores[index] for index in range(len(scores))]), medians[0], medians[1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Value:
+    name: str
+    type: str
+    shape: list[int | str | None] | None
+
+
+class _Interface:
+    """Inputs and outputs of a graph in the form in which ONNX Runtime tells them."""
+
+    def __init__(self, view: GraphView) -> None:
+        self._graph = view.model.graph
+        self._weights = view.initializers
+
+    def get_inputs(self) -> list[_Value]:
+        return [_value(value) for value in self._graph.input if value.name not in self._weights]
+
+    def get_outputs(self) -> list[_Value]:
+        return [_value(value) for value in self._graph.output]
+
+
+def _value(value: Any) -> _Value:
+    kinds = {1: "float", 6: "int32", 7: "int64", 10: "float16", 11: "double"}
+    kind = value.type.tensor_type
+    shape = [dim.dim_param or dim.dim_value or None for dim in kind.shape.dim] if kind.HasField("shape") else None
+    return _Value(value.name, f"tensor({kinds.get(kind.elem_type, 'other')})", shape)
+
+
+def _peak() -> int:
+    """Returns the most memory that this process has held, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main(folder: Path) -> None:
+    """Runs the task of a working directory."""
+    settings, threads, skip = read_task(folder)
+    log.configure(settings.log_level)
+    Optimizer(
+        settings=settings,
+        folder=folder,
+        skip=skip,
+        tuning=Tuning.of(settings, threads),
+        hardware=detect(),
+        journal=Journal(folder / JOURNAL),
+    ).run()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

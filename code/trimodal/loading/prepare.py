@@ -1,0 +1,215 @@
+"""Cold start, once per container: finds the optimized model in the cache, or has it made, proven and measured."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from trimodal import __version__
+from trimodal.errors import ArtifactError, OptimizationError
+from trimodal.loading.cache import Store, cache_key, choose_root, hash_files
+from trimodal.loading.facts import graph_files
+from trimodal.loading.hardware import detect, libraries
+from trimodal.loading.journal import Event, Journal, unfinished
+from trimodal.loading.report import choose, outcomes, write_report
+from trimodal.loading.selection import Selection
+from trimodal.loading.task import JOURNAL, victim, write_task
+from trimodal.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Version of what an entry holds; another one makes every entry stale."""
+
+_INPUTS = ("hyperparameters.json", "golden.jsonl", "tokenizer.json", "config.json", "feature_columns.txt")
+"""Files that decide what passes verification, beside the graph."""
+
+_POLL_SECONDS = 0.05
+
+
+def prepare(settings: Settings, threads: int, stop: threading.Event | None = None) -> Selection:
+    """Chooses what to serve; makes it where that has not been done before.
+
+    Args:
+        settings: the container's settings.
+        threads: threads of one operator in each worker.
+        stop: set when the container shall end.
+
+    Returns:
+        Level 1, or level 2 with the causes; nothing is raised for a lost optimization.
+
+    Raises:
+        ArtifactError: `STRICT_OPTIMIZATION=true` and something that was asked for is lost.
+    """
+    try:
+        selection = _prepare(settings, threads, stop or threading.Event())
+    except (OptimizationError, OSError) as err:
+        cause = str(err) if isinstance(err, OptimizationError) else err.strerror or type(err).__name__
+        selection = Selection(2, causes={"optimization": cause})
+    for name, cause in selection.causes.items():
+        logger.warning("lost: %s", name, extra={"cause": cause, "fallback_level": selection.level})
+    if settings.strict and selection.causes:
+        lost = "; ".join(f"{name}: {cause}" for name, cause in selection.causes.items())
+        raise ArtifactError(f"STRICT_OPTIMIZATION=true, and something that was asked for is lost: {lost}.")
+    return selection
+
+
+def _prepare(settings: Settings, threads: int, stop: threading.Event) -> Selection:
+    graph = settings.model_dir / "model.onnx"
+    if not graph.is_file():
+        return Selection(4, "pytorch", engine="torch")
+    started = time.perf_counter()
+    key = _key(settings, graph, threads)
+    need = 2 * sum(path.stat().st_size for path in graph_files(graph))
+    baked = Store(settings.model_dir / "optimized")
+    if (entry := baked.find(key)) is not None:
+        return _known(entry, started)
+    store = Store(choose_root(settings, need))
+    if (entry := store.find(key)) is not None:
+        return _known(entry, started)
+    with store.lock(key, settings.budget + 60):
+        if (entry := store.find(key)) is not None:  # another process was faster
+            return _known(entry, started)
+        with store.draft(key) as draft:
+            events = run_optimizer(settings, threads, draft, stop)
+            return _settle(store, key, draft, events, started)
+
+
+def _key(settings: Settings, graph: Path, threads: int) -> str:
+    hardware = detect()
+    files = [*graph_files(graph), *(path for name in _INPUTS if (path := settings.model_dir / name).is_file())]
+    asked = ("fusion", "precision", "tensorrt", "engine", "providers", "inter_op_threads")
+    return cache_key(
+        {
+            "format": FORMAT,
+            "version": __version__,
+            "model": hash_files(files),
+            "settings": {name: getattr(settings, name) for name in asked},
+            "threads": threads,
+            "hardware": [hardware.processor, sorted(hardware.features), hardware.gpu and hardware.gpu.name],
+            "libraries": {name: version for name, version in libraries().items() if name in _LIBRARIES},
+        }
+    )
+
+
+_LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "onnx", "openvino", "numpy")
+
+
+def _known(entry: Path, started: float) -> Selection:
+    """Reads the selection of an entry that was made before."""
+    manifest = read_manifest(entry)
+    seconds = round(time.perf_counter() - started, 2)
+    logger.info("optimized model found in the cache", extra={"rung": manifest["rung"], "seconds": seconds})
+    return Selection(
+        level=1,
+        rung=manifest["rung"],
+        precision=manifest["precision"],
+        engine=manifest["engine"],
+        entry=entry if manifest["built"] else None,
+        causes=manifest["causes"],
+        declined=tuple(manifest["declined"]),
+    )
+
+
+def read_manifest(entry: Path) -> dict[str, Any]:
+    """Reads the manifest of an entry.
+
+    Raises:
+        OptimizationError: there is none.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((entry / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as err:
+        raise OptimizationError("the optimized model has no readable manifest") from err
+    return manifest
+
+
+def _settle(store: Store, key: str, draft: Path, events: list[Event], started: float) -> Selection:
+    """Chooses among what was tried, keeps it, and writes the report."""
+    tried = outcomes(events)
+    choice = choose(events, tried)
+    seconds = round(time.perf_counter() - started, 2)
+    for outcome in tried:
+        logger.info("rung %s", outcome.rung, extra=outcome.summary())
+    logger.info("optimization done", extra={"fallback_level": choice.level, "rung": choice.rung, "seconds": seconds})
+    if choice.level != 1:  # a failure is never cached
+        return Selection(choice.level, causes=choice.causes, declined=choice.declined)
+    winner = choice.outcome
+    for path in list(draft.iterdir()):
+        if winner is not None and path.name == winner.rung:
+            for file in path.iterdir():
+                file.rename(draft / file.name)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    write_report(draft, events, tried, choice, seconds)
+    manifest = {
+        "format": FORMAT,
+        "rung": choice.rung,
+        "precision": winner.precision if winner else "fp32",
+        "engine": winner.engine if winner else "onnxruntime",
+        "built": winner.built if winner else None,
+        "probes": winner.probes if winner else None,
+        "causes": dict(choice.causes),
+        "declined": list(choice.declined),
+    }
+    entry = store.publish(key, draft, manifest)
+    return _known(entry, started)
+
+
+def run_optimizer(settings: Settings, threads: int, folder: Path, stop: threading.Event) -> list[Event]:
+    """Runs the optimizing process, again without the rung that it died of, within the budget.
+
+    Returns:
+        The journal's events; a step that did not end has an `end` with its cause.
+    """
+    journal = Journal(folder / JOURNAL)
+    deadline = time.monotonic() + settings.budget
+    skip: dict[str, str] = {}
+    while True:
+        write_task(folder, settings, threads, skip)
+        cause = _run_once(folder, deadline, stop)
+        if cause is None:
+            break
+        begun = unfinished(journal.read())
+        rung = begun["rung"] if begun else None
+        journal.write("end", step=begun["step"] if begun else "start", rung=rung, cause=cause)
+        if rung is None or rung in skip or stop.is_set() or time.monotonic() > deadline:
+            break
+        skip[rung] = cause
+        shutil.rmtree(folder / rung, ignore_errors=True)
+    return journal.read()
+
+
+def _run_once(folder: Path, deadline: float, stop: threading.Event) -> str | None:
+    """Runs the process to its end; returns why it did not end well, or None."""
+    code = str(Path(__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (code, os.environ.get("PYTHONPATH"))))}
+    process = subprocess.Popen(  # noqa: S603  our own module
+        [sys.executable, "-m", "trimodal.loading.optimize", str(folder)],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        preexec_fn=victim,  # noqa: PLW1509  it makes one system call and writes one file
+    )
+    try:
+        while process.poll() is None:
+            if stop.is_set():
+                return "the container was told to stop"
+            if time.monotonic() > deadline:
+                return "over OPTIMIZATION_BUDGET_SECONDS"
+            time.sleep(_POLL_SECONDS)
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+    if process.returncode == 0:
+        return None
+    if process.returncode < 0:
+        return f"killed by signal {-process.returncode}" + (", probably for memory" if process.returncode == -9 else "")
+    return f"the optimizing process ended with status {process.returncode}"
