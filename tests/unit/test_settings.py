@@ -20,6 +20,16 @@ DEFAULTS = {
     "program": "inference.py",
     "intra_op_threads": None,
     "inter_op_threads": 1,
+    "fusion": True,
+    "precision": "fp32",
+    "tensorrt": True,
+    "profiling": False,
+    "engine": "auto",
+    "providers": (),
+    "optimized_dir": None,
+    "budget": 300,
+    "strict": False,
+    "encoder_cache": 1024,
     "score_numbers": False,
     "response_fields": (),
     "log_level": "INFO",
@@ -42,6 +52,35 @@ GOOD = [
     ("SAGEMAKER_PROGRAM", "handler.py", "program", "handler.py"),
     ("ONNX_INTRA_OP_THREADS", "2", "intra_op_threads", 2),
     ("ONNX_INTER_OP_THREADS", "4", "inter_op_threads", 4),
+    ("ENABLE_BERT_FUSION", "false", "fusion", False),
+    ("ENABLE_BERT_FUSION", "True", "fusion", True),
+    ("ENABLE_BERT_FUSION", " no ", "fusion", False),
+    ("ENABLE_QUANTIZATION", "true", "precision", "int8"),
+    ("ENABLE_QUANTIZATION", "0", "precision", "fp32"),
+    ("MODEL_PRECISION", "BF16", "precision", "bf16"),
+    ("MODEL_PRECISION", "fp16", "precision", "fp16"),
+    ("MODEL_PRECISION", "int4", "precision", "int4"),
+    ("MODEL_PRECISION", "auto", "precision", "auto"),
+    ("ENABLE_TENSORRT", "off", "tensorrt", False),
+    ("ENABLE_TENSORRT", "1", "tensorrt", True),
+    ("ENABLE_ONNX_PROFILING", "on", "profiling", True),
+    ("ENABLE_ONNX_PROFILING", "FALSE", "profiling", False),
+    ("INFERENCE_ENGINE", "OpenVINO", "engine", "openvino"),
+    ("INFERENCE_ENGINE", "onnxruntime", "engine", "onnxruntime"),
+    ("ONNX_EXECUTION_PROVIDERS", "CPUExecutionProvider", "providers", ("CPUExecutionProvider",)),
+    (
+        "ONNX_EXECUTION_PROVIDERS",
+        " CUDAExecutionProvider,, CPUExecutionProvider,",
+        "providers",
+        ("CUDAExecutionProvider", "CPUExecutionProvider"),
+    ),
+    ("OPTIMIZED_MODEL_DIR", "/var/cache/models", "optimized_dir", Path("/var/cache/models")),
+    ("OPTIMIZATION_BUDGET_SECONDS", "1", "budget", 1),
+    ("OPTIMIZATION_BUDGET_SECONDS", "3600", "budget", 3600),
+    ("STRICT_OPTIMIZATION", "yes", "strict", True),
+    ("STRICT_OPTIMIZATION", "no", "strict", False),
+    ("ENCODER_CACHE_ENTRIES", "0", "encoder_cache", 0),
+    ("ENCODER_CACHE_ENTRIES", "10000000", "encoder_cache", 10_000_000),
     ("SCORE_FORMAT", "number", "score_numbers", True),
     ("SCORE_FORMAT", "String", "score_numbers", False),
     ("RESPONSE_FIELDS", "output-label", "response_fields", ("output-label",)),
@@ -60,6 +99,14 @@ WHOLE_NUMBERS = [
     "SAGEMAKER_MAX_PAYLOAD_IN_MB",
     "ONNX_INTRA_OP_THREADS",
     "ONNX_INTER_OP_THREADS",
+    "OPTIMIZATION_BUDGET_SECONDS",
+]
+FLAGS = [
+    "ENABLE_BERT_FUSION",
+    "ENABLE_QUANTIZATION",
+    "ENABLE_TENSORRT",
+    "ENABLE_ONNX_PROFILING",
+    "STRICT_OPTIMIZATION",
 ]
 BAD = [
     *(
@@ -74,6 +121,12 @@ BAD = [
     ),
     ("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT", "text/html"),
     ("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT", "*/*"),
+    *((name, value) for name in FLAGS for value in ("2", "-1", "maybe", "t", "true,false", "none")),
+    *(("MODEL_PRECISION", value) for value in ("fp8", "float32", "8", "int8,fp16", "true")),
+    ("INFERENCE_ENGINE", "tensorrt"),
+    ("INFERENCE_ENGINE", "onnx"),
+    ("OPTIMIZATION_BUDGET_SECONDS", "3601"),
+    *(("ENCODER_CACHE_ENTRIES", value) for value in ("-1", "10000001", "many", "1.5")),
     ("SCORE_FORMAT", "numbers"),
     ("SCORE_FORMAT", "true"),
     ("RESPONSE_FIELDS", "label"),
@@ -127,6 +180,35 @@ def test_a_message_says_what_would_do():
         Settings.from_environment({"SAGEMAKER_BIND_TO_PORT": "http"})
     with pytest.raises(SettingsError, match="such as 9000-9999"):
         Settings.from_environment({"SAGEMAKER_SAFE_PORT_RANGE": "9000"})
+
+
+@pytest.mark.parametrize(
+    ("quantization", "precision", "result"),
+    [
+        ("true", "", "int8"),
+        ("true", "int8", "int8"),
+        ("true", "INT4", "int4"),
+        ("true", "auto", "auto"),
+        ("false", "", "fp32"),
+        ("false", "int8", "int8"),
+        ("false", "bf16", "bf16"),
+        ("", "int4", "int4"),
+        ("", "", "fp32"),
+    ],
+)
+def test_quantization_and_precision_together(quantization, precision, result):
+    settings = Settings.from_environment({"ENABLE_QUANTIZATION": quantization, "MODEL_PRECISION": precision})
+
+    assert values(settings) == DEFAULTS | {"precision": result}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_quantization_and_a_precision_that_contradicts_it_are_refused(precision):
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environment({"ENABLE_QUANTIZATION": "true", "MODEL_PRECISION": precision})
+    assert str(caught.value) == (
+        f"ENABLE_QUANTIZATION=true asks for int8 and MODEL_PRECISION={precision!r} does not; set one of them."
+    )
 
 
 def test_one_of_several_fields_is_named():

@@ -16,7 +16,7 @@ from trimodal.loading.built import Built, TextPart
 from trimodal.loading.facts import ModelFacts
 from trimodal.loading.passes.calibrate import calibrate
 from trimodal.loading.passes.encoders import Encoder, find_encoder
-from trimodal.loading.passes.quantize import dynamic_product, int4_product, static_product
+from trimodal.loading.passes.quantize import int4_product, int8_product
 from trimodal.loading.passes.rebuild import IDS, Product, Rebuilt, float_product, position_table, rebuild_encoder
 from trimodal.loading.passes.split import Text, find_cuts, write_head, write_text_part
 from trimodal.loading.passes.view import GraphView
@@ -113,14 +113,11 @@ def _product(rung: Rung, source: Source, encoder: Encoder, side: int) -> Product
         return float_product
     if rung.precision == "int4":
         return int4_product()
-    if rung.activations == "dynamic":
-        return dynamic_product(reduced=source.reduced)
     positions = position_table(source.view, encoder, source.tokens(side))
     texts = [(item.primary, item.secondary)[side] for item in source.samples]
     chunks = [chunk for text in texts for chunk in text.chunks]
-    return static_product(
-        calibrate(source.view, encoder, positions, chunks, threads=source.threads), reduced=source.reduced
-    )
+    ranges = calibrate(source.view, encoder, positions, chunks, threads=source.threads)
+    return int8_product(ranges, static=rung.activations == "static", reduced=source.reduced)
 
 
 def _split_parts(source: Source, folder: Path) -> tuple[list[TextPart], list[str]]:

@@ -203,7 +203,7 @@ class Store:
                 return
             if self.find(key) is not None:  # a damaged one is out of the way now
                 return
-        raise CacheError("A damaged entry of the cache cannot be replaced; empty the directory of optimized models.")
+        raise CacheError("A bad entry of the cache cannot be replaced; empty the directory of optimized models.")
 
     def _discard(self, entry: Path, identity: os.stat_result) -> None:
         """Moves a damaged entry away and removes it, but not a good one that has been put in its place meanwhile."""

@@ -118,6 +118,7 @@ class Optimizer:
         place, groups = 0, 1
         while place < groups:
             built: list[tuple[Rung, Built]] = []
+            self.reference = None  # its memory is needed to read the graph
             with self.journal.step("read"):
                 view, facts, plan = self._read()
                 groups = len(plan.groups)
@@ -182,6 +183,9 @@ class Optimizer:
     def _open_reference(self, subject: Subject) -> None:
         """Opens level 2 and proves it: by the recorded scores where there are any, else by the default session."""
         reference = open_model(subject.artifacts, subject.pad_id, self.tuning)
+        if self.scores is not None:
+            self.reference = reference
+            return
         scores = reference.run(subject.samples.features)
         self.journal.write("reference", records=len(scores), golden=subject.samples.expected is not None)
         recorded = subject.samples.expected

@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from trimodal import __version__
 from trimodal.errors import ArtifactError, OptimizationError
 from trimodal.loading.cache import Store, cache_key, choose_root, hash_files
 from trimodal.loading.facts import graph_files
@@ -90,7 +89,7 @@ def _key(settings: Settings, graph: Path, threads: int) -> str:
     return cache_key(
         {
             "format": FORMAT,
-            "version": __version__,
+            "code": hash_files(sorted(Path(__file__).parent.rglob("*.py"))),
             "model": hash_files(files),
             "settings": {name: getattr(settings, name) for name in asked},
             "threads": threads,

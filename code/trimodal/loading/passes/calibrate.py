@@ -1,4 +1,4 @@
-"""Finds the ranges of an encoder's activations on recorded texts, for static INT8 scales."""
+"""Finds the ranges of an encoder's activations on recorded texts, for INT8."""
 
 from __future__ import annotations
 
@@ -65,10 +65,12 @@ def _ranges(
     session: onnxruntime.InferenceSession, names: Sequence[str], chunks: Sequence[Sequence[int]]
 ) -> dict[str, Range]:
     picked = sorted({round(place) for place in np.linspace(0, len(chunks) - 1, min(MOST_TEXTS, len(chunks)))})
-    low = np.full(len(names), np.inf)
-    high = np.full(len(names), -np.inf)
+    seen: dict[str, Range] = {}
     for place in picked:
         values = session.run(names, {IDS: np.array([chunks[place]], np.int64)})
-        low = np.minimum(low, [float(value.min()) for value in values])
-        high = np.maximum(high, [float(value.max()) for value in values])
-    return {name: Range(float(a), float(b)) for name, a, b in zip(names, low, high, strict=True)}
+        for name, value in zip(names, values, strict=True):
+            low, high = value.min(axis=(0, 1)), value.max(axis=(0, 1))
+            if (before := seen.get(name)) is not None:
+                low, high = np.minimum(low, before.low), np.maximum(high, before.high)
+            seen[name] = Range(low, high)
+    return seen

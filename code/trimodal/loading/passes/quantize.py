@@ -11,50 +11,55 @@ from trimodal.loading.passes.rebuild import Product
 from trimodal.loading.passes.view import Array
 from trimodal.loading.passes.writer import MICROSOFT, GraphWriter
 
+SMOOTHING = 0.6
+"""Share of an outlier's weight that moves from the activation to the matrix: alpha of SmoothQuant (Xiao et al., 2023,
+equation 4). Measured on trained MiniLM weights, largest difference of a probability: none 0.14, 0.5 0.14, 0.6 0.07,
+0.7 0.08."""
+
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Smallest and largest value of an activation."""
+    """Smallest and largest values of an activation, float32 `[channels]` each."""
 
-    low: float
-    high: float
+    low: Array
+    high: Array
 
 
-def dynamic_product(*, reduced: bool) -> Product:
-    """Products whose activations are scaled by each run's own range; a row's score depends on its whole run.
+def int8_product(ranges: Mapping[str, Range], *, static: bool, reduced: bool) -> Product:
+    """Products of INT8: weights with a scale per output channel, outliers of the activations moved to the weights.
 
     Args:
+        ranges: by the product's name, from calibration.
+        static: scale activations by the calibrated range, so that a row's score depends on itself alone; else by the
+            range of each run.
         reduced: keep weights within 7 bits: CPUs without VNNI add pairs of products in 16 bits, which overflow.
     """
 
     def product(writer: GraphWriter, source: str, name: str, matrix: Array, shift: Array) -> str:
-        weights = _weights(writer, name, matrix, reduced=reduced)
+        factors = _smoothing(ranges[name], matrix)
+        source = writer.node("Mul", [source, writer.constant(f"{name}/smoothing", 1 / factors)], f"{name}/smoothed")
+        weights = _weights(writer, name, matrix * factors[:, None], reduced=reduced)
         offset = writer.constant(f"{name}/bias", shift)
-        return writer.node("DynamicQuantizeMatMul", [source, *weights, offset], f"{name}/sum", domain=MICROSOFT)
-
-    return product
-
-
-def static_product(ranges: Mapping[str, Range], *, reduced: bool) -> Product:
-    """Products whose activations are scaled by ranges seen before; a row's score depends on itself alone.
-
-    Args:
-        ranges: by the product's name, from calibration.
-        reduced: see `dynamic_product`.
-    """
-
-    def product(writer: GraphWriter, source: str, name: str, matrix: Array, shift: Array) -> str:
-        weights = _weights(writer, name, matrix, reduced=reduced)
-        seen = ranges[name]
-        low, high = min(seen.low, 0.0), max(seen.high, 0.0)
-        step = (high - low) / 255 or 1.0
+        if not static:
+            return writer.node("DynamicQuantizeMatMul", [source, *weights, offset], f"{name}/sum", domain=MICROSOFT)
+        low = min(float((ranges[name].low / factors).min()), 0.0)
+        step = (max(float((ranges[name].high / factors).max()), 0.0) - low) / 255 or 1.0
         scale = writer.constant(f"{name}/input_scale", np.array(step, np.float32))
         zero = writer.constant(f"{name}/input_zero", np.array(round(-low / step), np.uint8))
         quantized = writer.node("QuantizeLinear", [source, scale, zero], f"{name}/input")
-        inputs = [quantized, weights[0], scale, weights[1], zero, weights[2], writer.constant(f"{name}/bias", shift)]
+        inputs = [quantized, weights[0], scale, weights[1], zero, weights[2], offset]
         return writer.node("MatMulIntegerToFloat", inputs, f"{name}/sum", domain=MICROSOFT)
 
     return product
+
+
+def _smoothing(seen: Range, matrix: Array) -> Array:
+    """Returns what each input channel is divided by, and its weights multiplied with, float32 `[channels]`."""
+    activation = np.maximum(np.maximum(np.abs(seen.low), np.abs(seen.high)), 1e-4)
+    weight = np.maximum(np.abs(matrix).max(axis=1), 1e-4)
+    factors = activation**SMOOTHING / weight ** (1 - SMOOTHING)
+    bounded: Array = np.clip(factors / factors.mean(), 1e-2, 1e2).astype(np.float32)
+    return bounded
 
 
 def _weights(writer: GraphWriter, name: str, matrix: Array, *, reduced: bool) -> tuple[str, str, str]:
