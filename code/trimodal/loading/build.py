@@ -19,7 +19,8 @@ from trimodal.loading.passes.encoders import Encoder, find_encoder
 from trimodal.loading.passes.quantize import int4_product, int8_product
 from trimodal.loading.passes.rebuild import IDS, Product, Rebuilt, float_product, position_table, rebuild_encoder
 from trimodal.loading.passes.split import Text, find_cuts, write_head, write_text_part
-from trimodal.loading.passes.view import GraphView
+from trimodal.loading.passes.view import Array, GraphView
+from trimodal.loading.passes.writer import GraphWriter
 from trimodal.loading.plan import Rung
 from trimodal.records import Features
 from trimodal.serving.runner import GraphLayout
@@ -117,7 +118,13 @@ def _product(rung: Rung, source: Source, encoder: Encoder, side: int) -> Product
     texts = [(item.primary, item.secondary)[side] for item in source.samples]
     chunks = [chunk for text in texts for chunk in text.chunks]
     ranges = calibrate(source.view, encoder, positions, chunks, threads=source.threads)
-    return int8_product(ranges, static=rung.activations == "static", reduced=source.reduced)
+    quantized = int8_product(ranges, static=rung.activations == "static", reduced=source.reduced)
+
+    def mixed(writer: GraphWriter, inputs: str, name: str, matrix: Array, shift: Array) -> str:
+        exact = name.rpartition("/")[2] in rung.exact
+        return (float_product if exact else quantized)(writer, inputs, name, matrix, shift)
+
+    return mixed if rung.exact else quantized
 
 
 def _split_parts(source: Source, folder: Path) -> tuple[list[TextPart], list[str]]:

@@ -26,6 +26,7 @@ class Rung:
             is, on other providers) or `openvino` (the other engine).
         precision: of the products with weights: `fp32`, `bf16`, `fp16`, `int8`, `int4`.
         activations: `static` or `dynamic` scales, for `int8`.
+        exact: products that stay in fp32.
         providers: execution providers, best first.
         why: why it is tried.
     """
@@ -35,6 +36,7 @@ class Rung:
     method: str
     precision: str = "fp32"
     activations: str = ""
+    exact: tuple[str, ...] = ()
     providers: tuple[str, ...] = (CPU,)
     why: str = ""
 
@@ -87,6 +89,10 @@ DYNAMIC = Rung(
     "rebuild-int8-dynamic", ("fusion", "quantization"), "rebuild", "int8", "dynamic",
     why="INT8 with the scales of each text, run alone",
 )  # fmt: skip
+MIXED = Rung(
+    "rebuild-int8-mixed", ("fusion", "quantization"), "rebuild", "int8", "static", exact=("outer",),
+    why="INT8 but for the feed-forward layers' second product, which loses most",
+)  # fmt: skip
 INT4 = Rung("rebuild-int4", ("fusion", "quantization"), "rebuild", "int4", why="INT4 weights: an eighth of the memory")
 OPENVINO = Rung("openvino-fp32", ("fusion", "engine"), "openvino", why="the other engine, fp32")
 OPENVINO_BF16 = Rung("openvino-bf16", ("fusion", "engine", "precision"), "openvino", "bf16", why="native bf16 products")
@@ -135,11 +141,11 @@ class _Planner:
         exact = [REBUILD, OPENVINO]
         return {
             "fp32": [exact, [STOCK]],
-            "int8": [[STATIC], [DYNAMIC], exact, [STOCK]],
+            "int8": [[STATIC], [DYNAMIC], [MIXED], exact, [STOCK]],
             "int4": [[INT4], exact, [STOCK]],
             "bf16": [[OPENVINO_BF16], exact, [STOCK]],
             "fp16": [[CUDA_FP16], exact, [STOCK]],
-            "auto": [[REBUILD, STATIC, DYNAMIC, OPENVINO, OPENVINO_BF16], [STOCK]],
+            "auto": [[REBUILD, STATIC, DYNAMIC, MIXED, OPENVINO, OPENVINO_BF16], [STOCK]],
         }[self.settings.precision]
 
     def _gpu_groups(self) -> list[list[Rung]]:
