@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -27,8 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
         settings = Settings.from_environment(os.environ)
         if options.model_dir is not None:
             settings = replace(settings, model_dir=options.model_dir)
-        log.configure(settings.log_level)
-        status: int = options.run(settings)
+        log.configure(settings.log_level, sys.stdout if options.run is _serve else sys.stderr)
+        status: int = options.run(settings, options)
     except TrimodalError as err:
         sys.stdout.flush()
         print(f"trimodal: {err}", file=sys.stderr)
@@ -42,10 +43,17 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _command(commands, "serve", _serve, "serve a model directory on /ping and /invocations")
     _command(commands, "verify", _verify, "replay a model directory's golden.jsonl and compare the probabilities")
+    doctor = _command(commands, "doctor", _doctor, "say what this host and this model allow, what is tried and why")
+    doctor.add_argument("--json", action="store_true", help="print JSON instead of text")
+    prepare = _command(commands, "prepare", _prepare, "optimize a model directory ahead of its first start")
+    prepare.add_argument("--out", type=Path, metavar="DIR", help="where to write a copy that holds the optimized model "
+                         "(default: into MODEL_DIR/optimized)")  # fmt: skip
     return parser
 
 
-def _command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, run: object, text: str) -> None:
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, run: object, text: str
+) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=text.capitalize() + ".")
     parser.add_argument(
         "model_dir",
@@ -55,23 +63,47 @@ def _command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name
         help="model directory (default: SM_MODEL_DIR, else /opt/ml/model)",
     )
     parser.set_defaults(run=run)
+    return parser
 
 
-def _serve(settings: Settings) -> int:
+def _serve(settings: Settings, _options: argparse.Namespace) -> int:
     from trimodal.servers.serve import serve
 
     serve(settings)
     return 0
 
 
-def _verify(settings: Settings) -> int:
+def _verify(settings: Settings, _options: argparse.Namespace) -> int:
     from trimodal.loading.load import load_pipeline
-    from trimodal.loading.verify import TOLERANCE, replay_golden
+    from trimodal.loading.verify import replay_golden
 
-    count, difference = replay_golden(load_pipeline(settings), settings.model_dir / "golden.jsonl")
-    good = difference <= TOLERANCE
-    print(f"{count} records, largest difference of a probability {difference:.2g}: {'ok' if good else 'NOT ok'}")
-    return 0 if good else 1
+    pipeline = load_pipeline(settings)
+    comparison = replay_golden(pipeline, settings.model_dir / "golden.jsonl")
+    if pipeline.status["report"]:
+        print(pipeline.status["report"])
+    print(
+        f"level {pipeline.status['level']}, {pipeline.status['rung']}: {comparison.records} records, "
+        f"largest difference of a probability {comparison.largest:.2g}: "
+        f"{'ok' if comparison.refusal is None else 'NOT ok: ' + comparison.refusal}"
+    )
+    return 0 if comparison.refusal is None else 1
+
+
+def _doctor(settings: Settings, options: argparse.Namespace) -> int:
+    from trimodal.loading.doctor import examine, to_text
+
+    findings = examine(settings)
+    print(json.dumps(findings, indent=1) if options.json else to_text(findings))
+    return 1 if findings["problems"] else 0
+
+
+def _prepare(settings: Settings, options: argparse.Namespace) -> int:
+    from trimodal.loading.bake import bake
+
+    selection = bake(settings, options.out)
+    print(selection.report)
+    print(f"level {selection.level}, {selection.rung}: " + ("prepared" if selection.level == 1 else "NOT prepared"))
+    return 0 if selection.level == 1 else 1
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import TextIO
 
 from pythonjsonlogger.json import JsonFormatter
 
@@ -11,13 +12,14 @@ _NOISE = frozenset({"Backend worker process died."})
 """What multi-model-server's worker logs, with a traceback, when it ends for whatever reason: we have said why."""
 
 
-def configure(level: str) -> None:
-    """Sends every logger to stdout as JSON lines.
+def configure(level: str, stream: TextIO = sys.stdout) -> None:
+    """Sends every logger to a stream as JSON lines.
 
     Args:
         level: name of the lowest level that is written.
+        stream: where to; a command that prints an answer on stdout takes stderr.
     """
-    handler = logging.StreamHandler(sys.stdout)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(
         JsonFormatter(
             "{asctime}{levelname}{name}{message}",

@@ -88,7 +88,7 @@ class _Loader:
         if self.artifacts.has_graph:
             level = selection.level if selection.entry is None else 2
             if level < 3:
-                yield Selection(level, declined=selection.declined), self.tuned
+                yield Selection(level, declined=selection.declined, report=selection.report), self.tuned
             yield Selection(3, "baseline"), self.baseline
         if self.artifacts.has_state_dict:
             yield Selection(4, "pytorch", engine="torch"), self.pytorch

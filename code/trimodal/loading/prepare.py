@@ -18,7 +18,7 @@ from trimodal.loading.cache import Store, cache_key, choose_root, hash_files
 from trimodal.loading.facts import graph_files
 from trimodal.loading.hardware import detect, libraries
 from trimodal.loading.journal import Event, Journal, unfinished
-from trimodal.loading.report import choose, outcomes, write_report
+from trimodal.loading.report import choose, make_report, outcomes, to_markdown
 from trimodal.loading.selection import Selection
 from trimodal.loading.task import JOURNAL, victim, write_task
 from trimodal.settings import Settings
@@ -53,6 +53,9 @@ def prepare(settings: Settings, threads: int, stop: threading.Event | None = Non
     except (OptimizationError, OSError) as err:
         cause = str(err) if isinstance(err, OptimizationError) else err.strerror or type(err).__name__
         selection = Selection(2, causes={"optimization": cause})
+    except Exception as err:
+        logger.exception("the optimization failed")  # a mistake of ours must not cost the service either
+        selection = Selection(2, causes={"optimization": type(err).__name__})
     for name, cause in selection.causes.items():
         logger.warning("lost: %s", name, extra={"cause": cause, "fallback_level": selection.level})
     if settings.strict and selection.causes:
@@ -115,6 +118,7 @@ def _known(entry: Path, started: float) -> Selection:
         entry=entry if manifest["built"] else None,
         causes=manifest["causes"],
         declined=tuple(manifest["declined"]),
+        report=(entry / "report.md").read_text(encoding="utf-8"),
     )
 
 
@@ -139,15 +143,18 @@ def _settle(store: Store, key: str, draft: Path, events: list[Event], started: f
     for outcome in tried:
         logger.info("rung %s", outcome.rung, extra=outcome.summary())
     logger.info("optimization done", extra={"fallback_level": choice.level, "rung": choice.rung, "seconds": seconds})
-    if choice.level != 1:  # a failure is never cached
-        return Selection(choice.level, causes=choice.causes, declined=choice.declined)
+    report = make_report(events, tried, choice, seconds)
+    if choice.level != 1:  # a failure is never cached; its report lies beside the entries
+        (store.root / f"report-{key[:16]}.md").write_text(to_markdown(report), encoding="utf-8")
+        return Selection(choice.level, causes=choice.causes, declined=choice.declined, report=to_markdown(report))
     winner = choice.outcome
     for path in list(draft.iterdir()):
         if winner is not None and path.name == winner.rung:
             for file in path.iterdir():
                 file.rename(draft / file.name)
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    write_report(draft, events, tried, choice, seconds)
+    (draft / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    (draft / "report.md").write_text(to_markdown(report), encoding="utf-8")
     manifest = {
         "format": FORMAT,
         "rung": choice.rung,
@@ -188,6 +195,8 @@ def run_optimizer(settings: Settings, threads: int, folder: Path, stop: threadin
 
 def _run_once(folder: Path, deadline: float, stop: threading.Event) -> str | None:
     """Runs the process to its end; returns why it did not end well, or None."""
+    journal = Journal(folder / JOURNAL)
+    seen = len(journal.read())
     code = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (code, os.environ.get("PYTHONPATH"))))}
     process = subprocess.Popen(  # noqa: S603  our own module
@@ -198,6 +207,7 @@ def _run_once(folder: Path, deadline: float, stop: threading.Event) -> str | Non
     )
     try:
         while process.poll() is None:
+            seen = _tell(journal, seen)
             if stop.is_set():
                 return "the container was told to stop"
             if time.monotonic() > deadline:
@@ -212,3 +222,12 @@ def _run_once(folder: Path, deadline: float, stop: threading.Event) -> str | Non
     if process.returncode < 0:
         return f"killed by signal {-process.returncode}" + (", probably for memory" if process.returncode == -9 else "")
     return f"the optimizing process ended with status {process.returncode}"
+
+
+def _tell(journal: Journal, seen: int) -> int:
+    """Logs the steps that were begun since the last call; returns how many events there are."""
+    events = journal.read()
+    for event in events[seen:]:
+        if event["event"] == "begin":
+            logger.info("cold start: %s", event["step"], extra={"rung": event["rung"]})
+    return len(events)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from trimodal.loading.journal import Event
-
-FILES = ("report.json", "report.md")
 
 
 @dataclass(slots=True)
@@ -153,12 +149,10 @@ def _first_cause(events: Sequence[Event]) -> str:
     return causes[0] if causes else "the optimizing process did not start"
 
 
-def write_report(
-    folder: Path, events: Sequence[Event], tried: Sequence[Outcome], choice: Choice, seconds: float
-) -> None:
-    """Writes `report.json` and `report.md`."""
+def make_report(events: Sequence[Event], tried: Sequence[Outcome], choice: Choice, seconds: float) -> dict[str, Any]:
+    """Returns the report in plain values: what is served, what was tried, what became of it."""
     facts: Mapping[str, Any] = next((event["facts"] for event in events if event["event"] == "plan"), {})
-    report = {
+    return {
         "served": choice.rung,
         "level": choice.level,
         "seconds": seconds,
@@ -167,8 +161,6 @@ def write_report(
         "notes": list(next((event["plan"]["notes"] for event in events if event["event"] == "plan"), ())),
         "rungs": [{"rung": o.rung, "result": o.result, "cause": o.cause, **o.facts} for o in tried],
     }
-    (folder / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-    (folder / "report.md").write_text(to_markdown(report), encoding="utf-8")
 
 
 def to_markdown(report: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ class Selection:
         entry: directory of the optimized model, or None where `model.onnx` itself is run.
         causes: why something that was asked for is not there: phase or level to cause.
         declined: rungs that work and are slower here.
+        report: the report on what was tried, in Markdown.
     """
 
     level: int
@@ -33,6 +34,7 @@ class Selection:
     entry: Path | None = None
     causes: Mapping[str, str] = field(default_factory=dict)
     declined: Sequence[str] = ()
+    report: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values."""

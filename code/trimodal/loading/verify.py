@@ -10,18 +10,16 @@ from typing import Any
 import numpy as np
 
 from trimodal.errors import ArtifactError
+from trimodal.loading.compare import Comparison, compare
 from trimodal.records import Payload
 from trimodal.serving.pipeline import Pipeline
 
-TOLERANCE = 1e-4
-"""Largest difference of a probability that fp32 may show."""
 
-
-def replay_golden(pipeline: Pipeline, path: Path) -> tuple[int, float]:
+def replay_golden(pipeline: Pipeline, path: Path) -> Comparison:
     """Scores the records of `golden.jsonl`.
 
     Returns:
-        The number of records and the largest difference from the recorded probabilities.
+        How far the scores are from the recorded ones, by the tolerance of the precision that is served.
 
     Raises:
         ArtifactError: the file is missing or not of its form.
@@ -37,7 +35,11 @@ def replay_golden(pipeline: Pipeline, path: Path) -> tuple[int, float]:
     expected = expected[:, 1:] if pipeline.binary else expected
     if expected.shape != predictions.raw.shape:
         raise ArtifactError("golden.jsonl holds another number of classes than the model; record it again.")
-    return len(pairs), float(np.abs(predictions.raw - expected).max())
+    precision = str(pipeline.status.get("precision", "fp32"))
+    if pipeline.binary:  # one score a record: give both classes, so that labels can be compared
+        both = [np.concatenate([1 - scores, scores], axis=1) for scores in (predictions.raw, expected)]
+        return compare(both[0], both[1], precision)
+    return compare(predictions.raw, expected, precision)
 
 
 def read_golden(path: Path) -> list[tuple[Mapping[str, Any], list[float]]]:
