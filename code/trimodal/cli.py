@@ -28,7 +28,11 @@ def main(arguments: list[str] | None = None) -> int:
         settings = Settings.from_environment(os.environ)
         if options.model_dir is not None:
             settings = replace(settings, model_dir=options.model_dir)
-        log.configure(settings.log_level, sys.stdout if options.run is _serve else sys.stderr)
+        if options.run is _serve:
+            log.configure(settings.log_level)
+        else:  # what a command answers goes to stdout, and only `prepare` and `bench` take long
+            quiet = settings.log_level == "INFO" and options.run not in (_prepare, _bench)
+            log.configure("WARNING" if quiet else settings.log_level, sys.stderr)
         status: int = options.run(settings, options)
     except TrimodalError as err:
         sys.stdout.flush()
@@ -48,6 +52,16 @@ def _parser() -> argparse.ArgumentParser:
     prepare = _command(commands, "prepare", _prepare, "optimize a model directory ahead of its first start")
     prepare.add_argument("--out", type=Path, metavar="DIR", help="where to write a copy that holds the optimized model "
                          "(default: into MODEL_DIR/optimized)")  # fmt: skip
+    bench = commands.add_parser("bench", help="measure a model directory on this host").add_subparsers(
+        title="benchmarks", required=True, metavar="BENCHMARK"
+    )
+    text = "time every rung of the ladder and its peers side by side, on realistic and on fixed text lengths"
+    ladder = _command(bench, "ladder", _bench, text)
+    ladder.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds over all requests (default: 3)")
+    ladder.add_argument("--lengths", type=int, nargs="*", default=[32, 128, 512], metavar="S",
+                        help="fixed text lengths in tokens (default: 32 128 512)")  # fmt: skip
+    ladder.add_argument("--quick", action="store_true", help="few requests: a look, not a result")
+    ladder.add_argument("--out", type=Path, metavar="DIR", help="also write JSON and Markdown there")
     return parser
 
 
@@ -104,6 +118,12 @@ def _prepare(settings: Settings, options: argparse.Namespace) -> int:
     print(selection.report)
     print(f"level {selection.level}, {selection.rung}: " + ("prepared" if selection.level == 1 else "NOT prepared"))
     return 0 if selection.level == 1 else 1
+
+
+def _bench(settings: Settings, options: argparse.Namespace) -> int:
+    from trimodal.bench.ladder import run_ladder
+
+    return run_ladder(settings, rounds=options.rounds, out=options.out, lengths=options.lengths, quick=options.quick)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ def assert_one_line(result, *words):
     """Fails unless the command ended with status 1 and one line that holds the words."""
     assert result.returncode == 1, result
     assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
+    *logged, line = result.stderr.splitlines()
+    assert [json.loads(entry)["level"] for entry in logged] == ["WARNING"] * len(logged)
     assert line.startswith("trimodal: ")
     assert [word for word in words if word not in line] == []
 
@@ -53,7 +54,7 @@ def test_help_names_the_commands():
         assert words in result.stdout
 
 
-@pytest.mark.parametrize("command", ["serve", "verify"])
+@pytest.mark.parametrize("command", ["serve", "verify", "doctor", "prepare", "export"])
 def test_help_of_a_command(command):
     result = trimodal(command, "--help")
 
@@ -90,9 +91,12 @@ def test_the_installed_command_is_the_same():
 def test_golden_records_that_hold(directory):
     result = trimodal("verify", directory)
 
-    assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout.startswith("1 records, largest difference of a probability ")
+    assert result.returncode == 0
+    assert "level 2, tuned: 1 records, largest difference of a probability " in result.stdout
     assert result.stdout.endswith(": ok\n")
+    lost = json.loads(result.stderr)
+    assert (lost["message"], lost["fallback_level"]) == ("lost: fusion", 2)
+    assert "the token ids are not looked up in a table of embeddings" in lost["cause"]
 
 
 def test_the_directory_may_come_from_the_environment(directory):
@@ -112,9 +116,10 @@ def test_golden_records_that_do_not_hold(tmp_path, probs):
 
     result = trimodal("verify", path)
 
-    assert (result.returncode, result.stderr) == (1, "")
-    assert result.stdout.startswith("1 records, largest difference of a probability ")
-    assert result.stdout.endswith(": NOT ok\n")
+    assert result.returncode == 1
+    last = result.stdout.splitlines()[-1]
+    assert last.startswith("level 2, tuned: 1 records, largest difference of a probability ")
+    assert ": NOT ok: " in last
 
 
 def test_no_golden_records(tmp_path):
@@ -162,7 +167,7 @@ def test_a_bad_environment_is_one_line(directory, command, variables, words):
 
 
 def test_the_function_returns_the_status(directory, capsys, monkeypatch):
-    monkeypatch.setattr(cli.log, "configure", lambda _level: None)  # the log of this process is pytest's
+    monkeypatch.setattr(cli.log, "configure", lambda *_arguments: None)  # the log of this process is pytest's
 
     assert cli.main(["verify", str(directory)]) == 0
     assert capsys.readouterr().out.endswith(": ok\n")
@@ -175,8 +180,57 @@ def test_the_log_is_one_json_object_a_line(tmp_path):
 
     result = trimodal("verify", path)
 
-    first = json.loads(result.stdout.splitlines()[0])
+    *logged, last = result.stderr.splitlines()
+    first = json.loads(logged[0])
     assert (first["level"], first["logger"]) == ("WARNING", "trimodal.loading.calibration")
     assert "percentile_score.json" in first["message"]
     assert result.returncode == 1
-    assert result.stderr.startswith("trimodal: model.onnx gives 2 scores a record")
+    assert last.startswith("trimodal: model.onnx gives 2 scores a record")
+
+
+def test_doctor_tells_host_model_and_plan():
+    demo = Path(__file__).parents[2] / "scripts" / "models" / "demo"
+
+    result = trimodal("doctor", demo)
+
+    assert (result.returncode, result.stderr) == (0, "")
+    for words in ("cores", "2 layers, 2 heads, hidden 64", "try       rebuild-fp32", "CPUExecutionProvider"):
+        assert words in result.stdout
+
+
+def test_doctor_as_json():
+    demo = Path(__file__).parents[2] / "scripts" / "models" / "demo"
+
+    findings = json.loads(trimodal("doctor", demo, "--json", MODEL_PRECISION="auto", ENABLE_BERT_FUSION="false").stdout)
+
+    assert findings["plan"]["groups"] == []
+    assert set(findings["plan"]["skipped"].values()) == {"ENABLE_BERT_FUSION=false"}
+
+
+def test_doctor_names_what_is_wrong(tmp_path):
+    result = trimodal("doctor", tmp_path)
+
+    assert result.returncode == 1
+    assert "PROBLEM   model.onnx" in result.stdout
+
+
+def test_prepare_writes_a_directory_that_needs_no_preparation(tmp_path):
+    demo = Path(__file__).parents[2] / "scripts" / "models" / "demo"
+
+    result = trimodal("prepare", demo, "--out", tmp_path / "out")
+
+    assert result.returncode == 0, result.stderr
+    assert "| rebuild-fp32 |" in result.stdout
+    assert result.stdout.endswith("prepared\n")
+    assert [json.loads(line)["level"] for line in result.stderr.splitlines()].count("ERROR") == 0
+    second = trimodal("verify", tmp_path / "out", LOG_LEVEL="DEBUG")
+    assert second.returncode == 0
+    assert "optimized model found in the cache" in second.stderr
+    assert_one_line(trimodal("prepare", demo, "--out", tmp_path / "out"), "is there already")
+
+
+def test_prepare_that_loses_something_says_so(tmp_path):
+    result = trimodal("prepare", write(tmp_path / "model"))
+
+    assert result.returncode == 1
+    assert result.stdout.endswith("NOT prepared\n")

@@ -69,7 +69,7 @@ def compare(
     candidate: FloatArray, reference: FloatArray, precision: str, labels: Sequence[int] | None = None
 ) -> Comparison:
     """Compares probabilities, float32 `[N, K]`, by the tolerance of a precision."""
-    if candidate.shape != reference.shape or not np.isfinite(candidate).all():
+    if candidate.shape != reference.shape or not (np.isfinite(candidate).all() and np.isfinite(reference).all()):
         return Comparison(
             len(reference), float("inf"), float("inf"), 0.0, None, None, "scores are missing or not finite"
         )

@@ -115,7 +115,7 @@ def _known(entry: Path, started: float) -> Selection:
         rung=manifest["rung"],
         precision=manifest["precision"],
         engine=manifest["engine"],
-        entry=entry if manifest["built"] else None,
+        entry=entry.resolve() if manifest["built"] else None,  # workers run in other directories
         causes=manifest["causes"],
         declined=tuple(manifest["declined"]),
         report=(entry / "report.md").read_text(encoding="utf-8"),

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from trimodal.servers.workers import WorkerReport, failure, ready_workers
+from trimodal.servers.workers import WorkerReport, failure, ready_workers, served
 
 
 @pytest.fixture
@@ -22,15 +22,29 @@ def test_nobody_has_reported(tmp_path):
 
 
 def test_this_process_reports_ready(tmp_path):
-    WorkerReport(tmp_path).ready()
-    WorkerReport(tmp_path).ready()
+    WorkerReport(tmp_path).ready({"level": 1})
+    WorkerReport(tmp_path).ready({"level": 1})
 
     assert (ready_workers(tmp_path), failure(tmp_path)) == (1, None)
     assert [path.name for path in tmp_path.iterdir()] == [f"{os.getpid()}.ready"]
 
 
+def test_the_lowest_rung_that_a_living_worker_serves(tmp_path, process):
+    assert served(tmp_path) == {}
+
+    WorkerReport(tmp_path).ready({"level": 1, "rung": "rebuild-fp32"})
+    assert served(tmp_path) == {"level": 1, "rung": "rebuild-fp32"}
+
+    (tmp_path / f"{process.pid}.ready").write_text('{"level": 3, "rung": "baseline"}')
+    assert served(tmp_path)["level"] == 3
+
+    process.kill()
+    process.wait()
+    assert served(tmp_path)["level"] == 1
+
+
 def test_only_living_processes_count(tmp_path, process):
-    WorkerReport(tmp_path).ready()
+    WorkerReport(tmp_path).ready({})
     (tmp_path / f"{process.pid}.ready").touch()
     assert ready_workers(tmp_path) == 2
 
@@ -72,7 +86,7 @@ def test_the_last_failure_counts(tmp_path):
 def test_without_a_listener_reports_go_nowhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    WorkerReport(None).ready()
+    WorkerReport(None).ready({})
     WorkerReport(None).failed("x")
 
     assert list(tmp_path.iterdir()) == []
