@@ -104,6 +104,14 @@ TENSORRT_FP16 = Rung(
 )  # fmt: skip
 
 
+_RUNGS = (REBUILD, STOCK, STATIC, DYNAMIC, MIXED, INT4, OPENVINO, OPENVINO_BF16, CUDA_FP32, CUDA_FP16, TENSORRT_FP16)
+
+
+def phases_of(name: str) -> tuple[str, ...]:
+    """Returns what the rung of a name applies."""
+    return next((rung.phases for rung in _RUNGS if rung.name == name), ("providers",))
+
+
 @dataclass(slots=True)
 class _Planner:
     settings: Settings

@@ -144,9 +144,10 @@ def _settle(store: Store, key: str, draft: Path, events: list[Event], started: f
         logger.info("rung %s", outcome.rung, extra=outcome.summary())
     logger.info("optimization done", extra={"fallback_level": choice.level, "rung": choice.rung, "seconds": seconds})
     report = make_report(events, tried, choice, seconds)
+    text = to_markdown(report)
     if choice.level != 1:  # a failure is never cached; its report lies beside the entries
-        (store.root / f"report-{key[:16]}.md").write_text(to_markdown(report), encoding="utf-8")
-        return Selection(choice.level, causes=choice.causes, declined=choice.declined, report=to_markdown(report))
+        (store.root / f"report-{key[:16]}.md").write_text(text, encoding="utf-8")
+        return Selection(choice.level, choice.rung, causes=choice.causes, declined=choice.declined, report=text)
     winner = choice.outcome
     for path in list(draft.iterdir()):
         if winner is not None and path.name == winner.rung:
@@ -154,7 +155,7 @@ def _settle(store: Store, key: str, draft: Path, events: list[Event], started: f
                 file.rename(draft / file.name)
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     (draft / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-    (draft / "report.md").write_text(to_markdown(report), encoding="utf-8")
+    (draft / "report.md").write_text(text, encoding="utf-8")
     manifest = {
         "format": FORMAT,
         "rung": choice.rung,

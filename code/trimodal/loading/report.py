@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trimodal.loading.journal import Event
+from trimodal.loading.plan import phases_of
 
 
 @dataclass(slots=True)
@@ -80,7 +81,8 @@ def outcomes(events: Sequence[Event]) -> list[Outcome]:
         if outcome is not None:
             _READERS.get(event["event"], _ignore)(outcome, event)
     skipped = [
-        Outcome(name, (), "", "", len(plan["groups"]), "skipped", cause) for name, cause in plan["skipped"].items()
+        Outcome(name, phases_of(name), "", "", len(plan["groups"]), "skipped", cause)
+        for name, cause in plan["skipped"].items()
     ]
     return [*found.values(), *skipped]
 
@@ -130,7 +132,10 @@ def choose(events: Sequence[Event], tried: Sequence[Outcome]) -> Choice:
     winner = min(passed, key=lambda outcome: (outcome.group, outcome.facts["ratio"]), default=None)
     reference = any(event["event"] == "reference" for event in events)
     if plan is None or not reference:
-        return Choice(2, "tuned", None, {"optimization": _first_cause(events)}, declined)
+        # Where the tuned session was opened and gave other scores, or could not be, the default one is left.
+        tuned_fails = any(event.get("step") == "reference" and event["cause"] for event in events if "cause" in event)
+        level, rung = (3, "baseline") if tuned_fails else (2, "tuned")
+        return Choice(level, rung, None, {"optimization": _first_cause(events)}, declined)
     have = {phase for outcome in tried if outcome.result == "declined" for phase in outcome.phases}
     have |= set(winner.phases) if winner is not None else set()
     lost = {phase: _why(phase, tried, events) for phase in plan["asked"] if phase not in have}
@@ -140,7 +145,11 @@ def choose(events: Sequence[Event], tried: Sequence[Outcome]) -> Choice:
 
 
 def _why(phase: str, tried: Sequence[Outcome], events: Sequence[Event]) -> str:
-    causes = [f"{o.rung}: {o.cause}" for o in tried if o.cause and (phase in o.phases or o.result == "skipped")]
+    causes = [
+        f"{outcome.rung}: {outcome.cause}"
+        for outcome in tried
+        if outcome.cause and phase in outcome.phases and (phase == "engine" or "engine" not in outcome.phases)
+    ]
     return "; ".join(causes) or _first_cause(events)
 
 
