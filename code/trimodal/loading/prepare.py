@@ -166,6 +166,8 @@ def _settle(store: Store, key: str, draft: Path, events: list[Event], started: f
         "causes": dict(choice.causes),
         "declined": list(choice.declined),
     }
+    for path in draft.iterdir():
+        path.chmod(0o644)  # prepared by one user, served by another
     entry = store.publish(key, draft, manifest)
     return _known(entry, started)
 
