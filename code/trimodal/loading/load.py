@@ -17,7 +17,7 @@ from trimodal.loading.graph import find_layout, open_session
 from trimodal.loading.hardware import thread_count
 from trimodal.loading.opening import AnyRunner, open_built
 from trimodal.loading.prepare import prepare, read_manifest
-from trimodal.loading.samples import make_features
+from trimodal.loading.samples import make_probes
 from trimodal.loading.selection import Selection
 from trimodal.loading.sessions import Tuning
 from trimodal.loading.tokenizer import load_tokenizer
@@ -103,7 +103,7 @@ class _Loader:
             built, selection.entry, self.tuning, pad_id=self.pad_id, cache_entries=self.settings.encoder_cache
         )
         pipeline = self.pipeline(runner, built.layout)
-        probes = make_features(self.artifacts, self.tokenizer.get_vocab_size())[: len(manifest["probes"])]
+        probes = make_probes(self.artifacts, self.tokenizer.get_vocab_size())
         expected = np.array(manifest["probes"], np.float32)
         scores = runner.run(probes)
         if scores.shape != expected.shape or np.abs(scores - expected).max() > TOLERANCES[built.precision].largest:

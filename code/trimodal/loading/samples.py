@@ -67,6 +67,14 @@ def read_samples(artifacts: Artifacts, encoder: FeatureEncoder, vocabulary: int)
     return Samples(features, np.array([pairs[i][1] for i in picked], np.float32), labels if known else None)
 
 
+def make_probes(artifacts: Artifacts, vocabulary: int) -> list[Features]:
+    """Makes up the short records whose scores are kept with an optimized model.
+
+    Whoever opens it checks that it still gives them: other instructions or a damaged library would not.
+    """
+    return make_features(artifacts, vocabulary)[3:6]
+
+
 def make_features(artifacts: Artifacts, vocabulary: int, seed: int = 0) -> list[Features]:
     """Makes up records: long and short texts, of one chunk and of several, random values."""
     rng = np.random.default_rng(seed)
