@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from trimodal import __version__, log
-from trimodal.errors import TrimodalError
+from trimodal.errors import ArtifactError, TrimodalError
 from trimodal.settings import Settings
 
 logger = logging.getLogger("trimodal")
@@ -52,6 +52,13 @@ def _parser() -> argparse.ArgumentParser:
     prepare = _command(commands, "prepare", _prepare, "optimize a model directory ahead of its first start")
     prepare.add_argument("--out", type=Path, metavar="DIR", help="where to write a copy that holds the optimized model "
                          "(default: into MODEL_DIR/optimized)")  # fmt: skip
+    export = _command(
+        commands, "export", _export, "write model.onnx from model.pth, and prove equal scores"
+    )
+    export.add_argument("--out", type=Path, metavar="FILE", help="the file to write (default: MODEL_DIR/model.onnx)")
+    export.add_argument("--opset", type=int, default=17, choices=range(14, 21), metavar="N",
+                        help="version of the ONNX operators, 14 to 20 (default: 17)")  # fmt: skip
+    export.add_argument("--force", action="store_true", help="replace a file that is there")
     bench = commands.add_parser("bench", help="measure a model directory on this host").add_subparsers(
         title="benchmarks", required=True, metavar="BENCHMARK"
     )
@@ -109,6 +116,17 @@ def _doctor(settings: Settings, options: argparse.Namespace) -> int:
     findings = examine(settings)
     print(json.dumps(findings, indent=1) if options.json else to_text(findings))
     return 1 if findings["problems"] else 0
+
+
+def _export(settings: Settings, options: argparse.Namespace) -> int:
+    from trimodal.loading.pytorch import export_model
+
+    out = options.out or settings.model_dir / "model.onnx"
+    if out.exists() and not options.force:
+        raise ArtifactError(f"{out.name} is there already; name another file with --out, or replace it with --force.")
+    difference = export_model(settings.model_dir, out, opset=options.opset)
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, largest difference of a probability {difference:.2g}")
+    return 0
 
 
 def _prepare(settings: Settings, options: argparse.Namespace) -> int:

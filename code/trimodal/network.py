@@ -175,6 +175,27 @@ class TrimodalNetwork(nn.Module):
         return scores
 
 
+class TorchSession:
+    """Scores with PyTorch, behind the interface of an `onnxruntime.InferenceSession`."""
+
+    def __init__(self, network: TrimodalNetwork, texts: tuple[str, str], fields: Sequence[str], threads: int) -> None:
+        """Prepares a network.
+
+        Args:
+            network: the network, in evaluation mode.
+            texts: names of the primary and the secondary text field.
+            fields: names of the tabular fields, in the order of the network's inputs.
+            threads: threads of one operator, for the whole process.
+        """
+        self._network = network
+        self._names = input_names(texts, fields)
+        torch.set_num_threads(threads)
+
+    def run(self, _output_names: Sequence[str], input_feed: Mapping[str, npt.NDArray[Any]]) -> list[Array]:
+        """Returns the probabilities, float32 `[B, classes]`, of inputs named as in the ONNX file."""
+        return [self._network.predict([input_feed[name] for name in self._names])]
+
+
 def load_network(path: Path, primary: Mapping[str, Any], secondary: Mapping[str, Any]) -> TrimodalNetwork:
     """Loads `model.pth`, in evaluation mode.
 
@@ -200,22 +221,24 @@ def input_names(texts: tuple[str, str], fields: Sequence[str]) -> list[str]:
     return [f"{text}_{part}" for text in texts for part in parts] + list(fields)
 
 
-def export_onnx(
+def export_onnx(  # noqa: PLR0913  each is a fact of its own
     network: TrimodalNetwork,
     texts: tuple[str, str],
     fields: Sequence[str],
     path: Path,
     *,
     opset: int = 17,
+    attention: str = "eager",
 ) -> float:
     """Writes the network as one ONNX file (< 2 GB) that is proven to give the same answers.
 
     Args:
-        network: the network; it is put into evaluation mode, with eager attention.
+        network: the network; it is put into evaluation mode, with the attention asked for.
         texts: names of the primary and the secondary text field.
         fields: names of the tabular fields, in the order of the network's inputs.
         path: the file to write.
         opset: version of the ONNX operators.
+        attention: `eager`, whose graphs ONNX Runtime's own optimizer can fuse, or `sdpa`, which it cannot.
 
     Returns:
         The largest difference of a probability from PyTorch, see `check_parity`.
@@ -228,7 +251,7 @@ def export_onnx(
     example = synthetic_inputs(network.config, (2, 3, 7), (2, 4, 9), seed=0)
     network.eval()
     for text in (network.primary_text_subnetwork, network.secondary_text_subnetwork):
-        text.bert.set_attn_implementation("eager")  # ONNX Runtime's fusion finds none in SDPA
+        text.bert.set_attn_implementation(attention)
     with warnings.catch_warnings():  # of shapes that may be frozen: parity is checked at others
         warnings.simplefilter("ignore")
         torch.onnx.export(

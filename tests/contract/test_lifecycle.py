@@ -41,6 +41,7 @@ def last_line(server):
     ids=["torn graph", "no graph", "broken config", "no tokenizer", "contradiction"],
 )
 def test_a_model_that_cannot_be_loaded_ends_the_process(start, copy, damage, named):
+    (copy / "model.pth").unlink(missing_ok=True)  # with it, a torn graph is served by PyTorch
     damage(copy)
     server = start(copy, wait=False, HF_HUB_OFFLINE="1")
     assert server.process.wait(timeout=30) == 1
@@ -139,7 +140,7 @@ def test_a_dead_model_server_ends_the_process(start):
 
 def test_several_workers(start, golden):
     server = start(SAGEMAKER_MODEL_SERVER_WORKERS="2")
-    assert server.get("/ping").json == {"status": "ready", "workers": 2}
+    assert server.get("/ping").json.items() >= {"status": "ready", "workers": 2, "level": 1}.items()
     assert len(server.workers()) == 2
     assert server.predict(golden[0]["record"]).status == 200
     assert server.terminate() == 0

@@ -26,6 +26,7 @@ class Artifacts:
         imputation: field name to the value of a missing one.
         risk_tables: field name to its risk table.
         calibrator: the calibration tables.
+        exported: an export of `model.pth` that stands in for a missing `model.onnx`, or None.
     """
 
     model_dir: Path
@@ -34,11 +35,12 @@ class Artifacts:
     imputation: Mapping[str, float]
     risk_tables: Mapping[str, RiskTable]
     calibrator: Calibrator
+    exported: Path | None = None
 
     @property
     def graph(self) -> Path:
         """The FP32 export."""
-        return self.model_dir / "model.onnx"
+        return self.exported or self.model_dir / "model.onnx"
 
     @property
     def state_dict(self) -> Path:
@@ -64,8 +66,10 @@ def read_artifacts(model_dir: Path) -> Artifacts:
     """
     if not model_dir.is_dir():
         raise ArtifactError(f"The model directory {model_dir} does not exist; mount or unpack the model there.")
-    if not (model_dir / "model.onnx").is_file():
-        raise ArtifactError("model.onnx is missing from the model directory; export the model to ONNX and add it.")
+    if not (model_dir / "model.onnx").is_file() and not (model_dir / "model.pth").is_file():
+        raise ArtifactError(
+            "model.onnx is missing from the model directory, and so is model.pth; export the model to ONNX and add it."
+        )
     config = read_config(model_dir)
     schema = Schema(
         primary=config.primary,

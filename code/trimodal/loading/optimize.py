@@ -12,7 +12,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,10 @@ from trimodal.loading.journal import Journal
 from trimodal.loading.load import feature_encoder, open_model
 from trimodal.loading.opening import AnyRunner, open_built
 from trimodal.loading.passes.view import GraphView
-from trimodal.loading.plan import Plan, Rung, make_plan
+from trimodal.loading.plan import CPU, Plan, Rung, make_plan
 from trimodal.loading.samples import Samples, make_probes, read_samples
 from trimodal.loading.sessions import Tuning
-from trimodal.loading.task import JOURNAL, read_task
+from trimodal.loading.task import EXPORTED, JOURNAL, read_task
 from trimodal.loading.tokenizer import load_tokenizer
 from trimodal.records import Features, FloatArray
 from trimodal.serving.runner import GraphLayout
@@ -124,6 +124,7 @@ class Optimizer:
                 groups = len(plan.groups)
                 if place == 0:
                     self.journal.write("plan", plan=plan.to_json(), facts=facts.to_json())
+                    self.journal.write("layout", built=self._as_it_is())
             if self.subject is None:
                 return
             for rung in plan.groups[place] if groups else ():
@@ -140,11 +141,31 @@ class Optimizer:
             place += 1
 
     def _read(self) -> tuple[GraphView, ModelFacts, Plan]:
-        artifacts = read_artifacts(self.settings.model_dir)
+        artifacts = self._with_graph(read_artifacts(self.settings.model_dir))
         view = open_view(artifacts.graph)
         facts = read_facts(artifacts, view)
         self.subject = self.subject or read_subject(artifacts, view)
         return view, facts, make_plan(self.settings, facts, self.hardware, libraries())
+
+    def _as_it_is(self) -> dict[str, Any] | None:
+        """Describes the graph served whole, for an export that has no other place than the cache."""
+        if self.subject is None:
+            return None
+        layout = self.subject.layout
+        return Built("tuned", "fp32", "onnxruntime", (CPU,), layout, whole="model.onnx").to_json()
+
+    def _with_graph(self, artifacts: Artifacts) -> Artifacts:
+        """Exports `model.pth` where there is no `model.onnx`."""
+        if artifacts.has_graph:
+            return artifacts
+        exported = self.folder / EXPORTED / "model.onnx"
+        if not exported.exists():
+            from trimodal.loading.pytorch import export_model
+
+            exported.parent.mkdir()
+            difference = export_model(self.settings.model_dir, exported)
+            self.journal.write("exported", difference=difference)
+        return replace(artifacts, exported=exported)
 
     def _build(self, rung: Rung, view: GraphView, facts: ModelFacts) -> list[tuple[Rung, Built]]:
         """Builds one rung; returns it, or nothing where that failed."""

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from trimodal.loading.hardware import detect, libraries
 from trimodal.loading.journal import Event, Journal, unfinished
 from trimodal.loading.report import choose, make_report, outcomes, to_markdown
 from trimodal.loading.selection import Selection
-from trimodal.loading.task import JOURNAL, victim, write_task
+from trimodal.loading.task import EXPORTED, JOURNAL, victim, write_task
 from trimodal.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,14 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 """Version of what an entry holds; another one makes every entry stale."""
 
-_INPUTS = ("hyperparameters.json", "golden.jsonl", "tokenizer.json", "config.json", "feature_columns.txt")
+_INPUTS = (
+    "hyperparameters.json",
+    "model_artifacts.pth",
+    "golden.jsonl",
+    "tokenizer.json",
+    "config.json",
+    "feature_columns.txt",
+)
 """Files that decide what passes verification, beside the graph."""
 
 _POLL_SECONDS = 0.05
@@ -67,7 +75,7 @@ def prepare(settings: Settings, threads: int, stop: threading.Event | None = Non
 def _prepare(settings: Settings, threads: int, stop: threading.Event) -> Selection:
     graph = settings.model_dir / "model.onnx"
     if not graph.is_file():
-        return Selection(4, "pytorch", engine="torch")
+        graph = settings.model_dir / "model.pth"
     started = time.perf_counter()
     key = _key(settings, graph, threads)
     need = 2 * sum(path.stat().st_size for path in graph_files(graph))
@@ -82,7 +90,10 @@ def _prepare(settings: Settings, threads: int, stop: threading.Event) -> Selecti
             return _known(entry, started)
         with store.draft(key) as draft:
             events = run_optimizer(settings, threads, draft, stop)
-            return _settle(store, key, draft, events, started)
+            selection = _settle(store, key, draft, events, started)
+    if graph.suffix == ".pth" and selection.level > 1:
+        return replace(selection, level=4, rung="pytorch", engine="torch")
+    return selection
 
 
 def _key(settings: Settings, graph: Path, threads: int) -> str:
@@ -149,8 +160,13 @@ def _settle(store: Store, key: str, draft: Path, events: list[Event], started: f
         (store.root / f"report-{key[:16]}.md").write_text(text, encoding="utf-8")
         return Selection(choice.level, choice.rung, causes=choice.causes, declined=choice.declined, report=text)
     winner = choice.outcome
+    exported = any(event["event"] == "exported" for event in events)
+    kept = winner.rung if winner is not None else EXPORTED
+    built = winner.built if winner is not None else None
+    if winner is None and exported:
+        built = next(event["built"] for event in events if event["event"] == "layout")
     for path in list(draft.iterdir()):
-        if winner is not None and path.name == winner.rung:
+        if path.name == kept:
             for file in path.iterdir():
                 file.rename(draft / file.name)
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -161,7 +177,7 @@ def _settle(store: Store, key: str, draft: Path, events: list[Event], started: f
         "rung": choice.rung,
         "precision": winner.precision if winner else "fp32",
         "engine": winner.engine if winner else "onnxruntime",
-        "built": winner.built if winner else None,
+        "built": built,
         "probes": winner.probes if winner else None,
         "causes": dict(choice.causes),
         "declined": list(choice.declined),

@@ -15,6 +15,9 @@ from trimodal.settings import Settings
 TASK, JOURNAL = "task.json", "journal.jsonl"
 """Files of the working directory: what to do, and what was done."""
 
+EXPORTED = "exported"
+"""Its directory for an export of `model.pth`."""
+
 _PATHS = ("model_dir", "optimized_dir", "run_dir")
 _PR_SET_PDEATHSIG = 1
 

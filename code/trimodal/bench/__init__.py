@@ -1,0 +1,1 @@
+"""Measures a model directory on the host at hand: `trimodal bench`."""
