@@ -77,7 +77,7 @@ def open_openvino(
         path: the ONNX graph.
         precision: of the products; `int8` needs a graph that is quantized already.
         threads: of one call.
-        cache_dir: where compiled graphs are kept, or None; without a use where it cannot be written.
+        cache_dir: where compiled graphs are kept, or None; not used where it cannot be written.
         pinning: bind threads to cores; two graphs side by side would bind theirs to the same ones.
 
     Raises:
@@ -105,16 +105,11 @@ def open_openvino(
 @cache
 def _core() -> Any:
     """Imports OpenVINO, without its telemetry: that would write into the home directory and send events."""
-    before = sys.modules.get(_TELEMETRY)
-    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # how Python marks what must not be imported
+    sys.modules.setdefault(_TELEMETRY, None)  # type: ignore[arg-type]  # how Python marks what must not be imported
     try:
         import openvino
     except ImportError as err:
         raise OptimizationError("OpenVINO is not installed; install requirements/openvino.txt") from err
-    finally:
-        del sys.modules[_TELEMETRY]
-        if before is not None:
-            sys.modules[_TELEMETRY] = before
     return openvino.Core()
 
 

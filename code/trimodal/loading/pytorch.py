@@ -62,7 +62,7 @@ def _network(artifacts: Artifacts) -> TrimodalNetwork:
     if network.config.fields != len(artifacts.schema.tabular):
         raise ArtifactError(
             f"model.pth takes {network.config.fields} tabular fields and hyperparameters.json lists "
-            f"{len(artifacts.schema.tabular)}; make them the same."
+            f"{len(artifacts.schema.tabular)} in tab_field_list; make them the same."
         )
     return network
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from aiohttp import web
 
 from trimodal.errors import ArtifactError, StartupError
-from trimodal.loading.hardware import detect, thread_count, worker_count
+from trimodal.loading.hardware import detect, no_gpu, thread_count, worker_count
 from trimodal.loading.prepare import prepare
 from trimodal.servers import model_server
 from trimodal.servers.front import Front
@@ -73,7 +73,7 @@ async def _serve(settings: Settings, run_dir: Path) -> None:
     workers = worker_count(settings)
     if not await _prepare(settings, run_dir, stop):
         return
-    server = model_server.start(settings, workers, detect().memory, run_dir)
+    server = model_server.start(settings, workers, detect(gpu=no_gpu).memory, run_dir)
     try:
         if not await _wait_until_ready(server, settings, workers, run_dir, stop):
             return

@@ -130,7 +130,7 @@ def test_weights_that_make_no_network_are_an_error(directory, damage, words):
     (directory / "feature_columns.txt").unlink()
     damage(directory)
 
-    with artifact_error("model.pth" if words == "model.pth" else words):
+    with artifact_error(words):
         load_pytorch(read_artifacts(directory), 1)
 
 
