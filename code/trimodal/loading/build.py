@@ -17,7 +17,7 @@ from trimodal.loading.facts import ModelFacts
 from trimodal.loading.passes.calibrate import calibrate
 from trimodal.loading.passes.encoders import Encoder, find_encoder
 from trimodal.loading.passes.quantize import int4_product, int8_product
-from trimodal.loading.passes.rebuild import IDS, Product, Rebuilt, float_product, position_table, rebuild_encoder
+from trimodal.loading.passes.rebuild import IDS, MASK, Product, Rebuilt, float_product, position_table, rebuild_encoder
 from trimodal.loading.passes.split import Text, find_cuts, write_head, write_text_part
 from trimodal.loading.passes.view import Array, GraphView
 from trimodal.loading.passes.writer import GraphWriter
@@ -88,13 +88,15 @@ def build(rung: Rung, source: Source, folder: Path) -> Built:
 def _rebuild(rung: Rung, source: Source, folder: Path) -> Built:
     """Both encoders written anew; the head as it is."""
     view = source.view
+    standard = rung.method == "openvino"
     encoders = [find_encoder(view, text.ids) for text in source.texts]
     files = ("primary.onnx", "secondary.onnx")
 
     def one(side: int) -> Rebuilt:
         encoder = encoders[side]
         positions = position_table(view, encoder, source.tokens(side))
-        return rebuild_encoder(view, encoder, positions, folder / files[side], _product(rung, source, encoder, side))
+        product = _product(rung, source, encoder, side)
+        return rebuild_encoder(view, encoder, positions, folder / files[side], product, standard=standard)
 
     with ThreadPoolExecutor(2) as pool:
         rebuilt = list(pool.map(one, (0, 1)))
@@ -103,14 +105,15 @@ def _rebuild(rung: Rung, source: Source, folder: Path) -> Built:
     cuts: dict[str, Sequence[int | str] | None] = {encoder.pooled: ["rows", encoder.hidden] for encoder in encoders}
     shapes = write_head(view, cuts, source.texts, folder / "head.onnx")
     parts = [
-        TextPart(file, IDS, "", (encoder.pooled,), by_chunk=True) for file, encoder in zip(files, encoders, strict=True)
+        TextPart(file, IDS, MASK if standard else "", (encoder.pooled,), True, BUCKET if standard else 1)
+        for file, encoder in zip(files, encoders, strict=True)
     ]
     return _split_model(rung, source, parts, shapes, (source.facts.layers, source.facts.layers))
 
 
 def _product(rung: Rung, source: Source, encoder: Encoder, side: int) -> Product:
     """Chooses how products are written."""
-    if rung.precision == "fp32":
+    if rung.precision in ("fp32", "bf16"):  # bf16 is the engine's own matter
         return float_product
     if rung.precision == "int4":
         return int4_product()
@@ -188,7 +191,9 @@ def count_attention(graph: Path) -> int:
 
 
 def _openvino(rung: Rung, source: Source, folder: Path) -> Built:
-    """The graph cut where each text ends; OpenVINO fuses each part as it compiles it."""
+    """Encoders written anew in standard operators, which OpenVINO fuses as it compiles them; else the graph cut."""
+    if all(encoder.problem is None and not encoder.sequence for encoder in source.facts.encoders):
+        return _rebuild(rung, source, folder)
     parts, shapes = _split_parts(source, folder)
     parts = [TextPart(part.file, part.ids, part.mask, part.outputs, by_chunk=False, bucket=BUCKET) for part in parts]
     return _split_model(rung, source, parts, shapes, (0, source.facts.layers))

@@ -17,11 +17,12 @@ from onnx import TensorProto, helper
 
 from trimodal.errors import OptimizationError
 from trimodal.loading.passes.encoders import Encoder, Layer, Linear, Norm, bias, weight
+from trimodal.loading.passes.standard import standard_attention, standard_gelu, standard_mask
 from trimodal.loading.passes.view import Array, GraphView
 from trimodal.loading.passes.writer import MICROSOFT, GraphWriter
 
-IDS = "input_ids"
-"""Input of a rebuilt encoder, int64 `[R, T]`; its output bears the name that it has in the graph."""
+IDS, MASK = "input_ids", "attention_mask"
+"""Inputs of a rebuilt encoder, int64 `[R, T]`, the mask where it takes one; its output has its name of the graph."""
 
 Product = Callable[[GraphWriter, str, str, Array, Array], str]
 """Writes a product with a weight: (writer, input, name, weight `[in, out]`, bias `[out]`) → name of the result."""
@@ -46,7 +47,9 @@ def float_product(writer: GraphWriter, source: str, name: str, matrix: Array, sh
     return writer.node("Add", [product, writer.constant(f"{name}/bias", shift)], f"{name}/sum")
 
 
-def rebuild_encoder(view: GraphView, encoder: Encoder, positions: Array, path: Path, product: Product) -> Rebuilt:
+def rebuild_encoder(  # noqa: PLR0913  each is a fact of its own
+    view: GraphView, encoder: Encoder, positions: Array, path: Path, product: Product, *, standard: bool = False
+) -> Rebuilt:
     """Writes one encoder: `input_ids`, int64 `[R, T]`, to the pooled first token, float32 `[R, H]`.
 
     Args:
@@ -55,6 +58,8 @@ def rebuild_encoder(view: GraphView, encoder: Encoder, positions: Array, path: P
         positions: what is added to the word embeddings, float32 `[P, H]`, from `position_table`.
         path: the file to write.
         product: how to write the products with weights.
+        standard: use the standard's operators alone, for engines that fuse by themselves, and take a mask, because
+            they prepare themselves for every length that they see and so want lengths rounded up.
 
     Raises:
         OptimizationError: the encoder's other tokens are read too.
@@ -62,17 +67,20 @@ def rebuild_encoder(view: GraphView, encoder: Encoder, positions: Array, path: P
     if encoder.sequence:
         raise OptimizationError("the head reads the whole sequence of an encoder, not its first token alone")
     with GraphWriter(path) as writer:
-        rebuilder = _Rebuilder(view, encoder, writer, product)
+        rebuilder = _Rebuilder(view, encoder, writer, product, standard=standard)
         state = rebuilder.embed(positions)
         for index, layer in enumerate(encoder.layers):
             state = rebuilder.layer(layer, f"layer{index}", state, first_only=index == len(encoder.layers) - 1)
         rebuilder.pool(state)
         writer.save(
-            [helper.make_tensor_value_info(IDS, TensorProto.INT64, ["rows", "tokens"])],
+            [
+                helper.make_tensor_value_info(name, TensorProto.INT64, ["rows", "tokens"])
+                for name in ((IDS, MASK) if standard else (IDS,))
+            ],
             [helper.make_tensor_value_info(encoder.pooled, TensorProto.FLOAT, ["rows", encoder.hidden])],
         )
     written = onnx.load(path, load_external_data=False)
-    attention = sum(node.op_type == "MultiHeadAttention" for node in written.graph.node)
+    attention = sum(node.op_type in ("MultiHeadAttention", "Softmax") for node in written.graph.node)
     return Rebuilt(len(encoder.layers), attention)
 
 
@@ -88,9 +96,12 @@ class _Rebuilder:
     encoder: Encoder
     writer: GraphWriter
     product: Product
+    standard: bool
 
     def embed(self, positions: Array) -> str:
         writer = self.writer
+        if self.standard:
+            standard_mask(writer, MASK)
         looked_up = writer.node("Gather", [writer.constant("words", self.value(self.encoder.words)), IDS], "words/rows")
         shape = writer.node("Shape", [IDS], "positions/end", start=1)
         start, axis = (writer.constant(f"positions/{name}", np.array([0], np.int64)) for name in ("start", "axis"))
@@ -110,14 +121,18 @@ class _Rebuilder:
         else:
             merged = self.linear(state, f"{name}/query_key_value", layer.query, layer.key, layer.value)
             query, key, value = writer.split(merged, triple, [hidden] * 3)
-        context = writer.node(
-            "MultiHeadAttention", [query, key, value], f"{name}/context", domain=MICROSOFT, num_heads=self.encoder.heads
-        )
+        context = self.attend((query, key, value), f"{name}/context")
         output = self.linear(context, f"{name}/output", layer.output)
         state = self.norm(layer.attention_norm, writer.node("Add", [output, state], f"{name}/attended"), f"{name}/norm")
         active = self.activate(self.linear(state, f"{name}/inner", layer.inner), f"{name}/active")
         fed = writer.node("Add", [self.linear(active, f"{name}/outer", layer.outer), state], f"{name}/fed")
         return self.norm(layer.output_norm, fed, f"{name}/output_norm")
+
+    def attend(self, triple: tuple[str, str, str], name: str) -> str:
+        if self.standard:
+            return standard_attention(self.writer, triple, name, (self.encoder.heads, self.encoder.hidden))
+        heads = self.encoder.heads
+        return self.writer.node("MultiHeadAttention", triple, name, domain=MICROSOFT, num_heads=heads)
 
     def pool(self, state: str) -> str:
         """Writes the pooler, where there is one: `[R, 1, H]` to the encoder's output `[R, H]`."""
@@ -146,6 +161,8 @@ class _Rebuilder:
         if self.encoder.activation == "relu":
             return self.writer.node("Relu", [source], name)
         kind = "Gelu" if self.encoder.activation == "gelu" else "FastGelu"
+        if self.standard:
+            return standard_gelu(self.writer, source, name, exact=self.encoder.activation == "gelu")
         return self.writer.node(kind, [source], name, domain=MICROSOFT)
 
     def value(self, name: str) -> Array:
