@@ -8,7 +8,8 @@ from collections import deque
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from threading import Lock
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +18,11 @@ from trimodal.errors import OptimizationError
 
 logger = logging.getLogger(__name__)
 
-Precision = Literal["fp32", "bf16", "int8"]
-
 _NAMES = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
 _PRODUCTS = ("FullyConnected", "MatMul")
 _EIGHT_BITS = ("i8", "u8")
 _TELEMETRY = "openvino_telemetry"
+_first = Lock()
 
 
 class OpenVinoSession:
@@ -69,13 +69,13 @@ class OpenVinoSession:
 
 
 def open_openvino(
-    path: Path, *, precision: Precision, threads: int, cache_dir: Path | None, pinning: bool = False
+    path: Path, *, precision: str, threads: int, cache_dir: Path | None, pinning: bool = False
 ) -> OpenVinoSession:
     """Compiles a graph for the CPU, for the shortest time of one call.
 
     Args:
         path: the ONNX graph.
-        precision: of the products; `int8` needs a graph that is quantized already.
+        precision: of the products, `fp32`, `bf16` or `int8`; the last needs a graph that is quantized already.
         threads: of one call.
         cache_dir: where compiled graphs are kept, or None; not used where it cannot be written.
         pinning: bind threads to cores; two graphs side by side would bind theirs to the same ones.
@@ -83,7 +83,8 @@ def open_openvino(
     Raises:
         OptimizationError: OpenVINO is not installed, cannot compile the graph, or this CPU lacks the precision.
     """
-    core = _core()
+    with _first:
+        core = _core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise OptimizationError("this CPU has no bf16 products (amx_bf16 or avx512_bf16)")
     options = {
@@ -93,7 +94,7 @@ def open_openvino(
         "NUM_STREAMS": "1",
         "INFERENCE_NUM_THREADS": threads,
         "ENABLE_CPU_PINNING": pinning,
-        "CPU_DENORMALS_OPTIMIZATION": True,  # masked attention runs into denormal numbers
+        # Not CPU_DENORMALS_OPTIMIZATION: whole numbers of 32 bits go through it as if they were floats, and become 0.
     }
     compiled = _compile(core, path, options, cache_dir)
     got = _precision(compiled)
@@ -110,6 +111,8 @@ def _core() -> Any:
         import openvino
     except ImportError as err:
         raise OptimizationError("OpenVINO is not installed; install requirements/openvino.txt") from err
+    # Its bindings make their tables at the first tensor and wait for each other for ever where two threads do so.
+    np.array(openvino.Tensor(np.zeros((1, 1), np.float32), shared_memory=True).data)
     return openvino.Core()
 
 
@@ -139,5 +142,5 @@ def _precision(compiled: Any) -> str:
     products = [fact["runtimePrecision"].value for fact in facts if fact["layerType"].value in _PRODUCTS]
     if any(name in _EIGHT_BITS for name in products):
         return "int8"
-    hint = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    hint: str = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     return _NAMES.get(hint, hint)

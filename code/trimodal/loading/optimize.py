@@ -116,6 +116,11 @@ class Optimizer:
     def run(self) -> None:
         """Tries the groups of the plan in order, until one holds a rung that passes and is faster."""
         place, groups = 0, 1
+        before = {  # by a process that was killed later on
+            event["rung"]
+            for event in self.journal.read()
+            if event["event"] == "judged" and event["comparison"]["refusal"] is None and event["ratio"] < 1
+        }
         while place < groups:
             built: list[tuple[Rung, Built]] = []
             self.reference = None  # its memory is needed to read the graph
@@ -136,6 +141,7 @@ class Optimizer:
                 with self.journal.step("reference"):
                     self._open_reference(self.subject)
             faster = [self._judge(rung, one, self.subject) for rung, one in built]
+            faster += [rung.name in before for rung in (plan.groups[place] if groups else ())]
             if self.reference is None or any(faster):
                 return
             place += 1
@@ -224,7 +230,8 @@ class Optimizer:
             if self.reference is None:
                 return False
             started = time.perf_counter()
-            candidate = open_built(built, self.folder / rung.name, self.tuning, pad_id=subject.pad_id)
+            tuning = replace(self.tuning, cache_dir=None)  # what engines keep is named after a path that will go
+            candidate = open_built(built, self.folder / rung.name, tuning, pad_id=subject.pad_id)
             opened = time.perf_counter() - started
             candidate.run(subject.probes.features)
             (scores, own), (expected, other) = time_in_turn((candidate, self.reference), subject.samples.features)

@@ -208,6 +208,7 @@ def run_optimizer(settings: Settings, threads: int, folder: Path, stop: threadin
         if rung is None or rung in skip or stop.is_set() or time.monotonic() > deadline:
             break
         skip[rung] = cause
+        skip |= {event["rung"]: "judged before" for event in journal.read() if event["event"] == "judged"}
         shutil.rmtree(folder / rung, ignore_errors=True)
     return journal.read()
 

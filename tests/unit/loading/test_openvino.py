@@ -305,3 +305,31 @@ def test_its_telemetry_is_never_imported(graph, tmp_path):
 
     assert done.stdout == "opened\n", done.stderr
     assert list(home.iterdir()) == []
+
+
+def test_the_first_calls_of_a_process_may_come_at_once(graph, tmp_path):
+    np.savez(tmp_path / "feed.npz", **feed(1, (1, 4), (1, 9)))
+    script = """
+        import sys
+        from concurrent.futures import ThreadPoolExecutor
+        from pathlib import Path
+        from threading import Barrier
+        import numpy as np
+        from trimodal.loading.openvino import open_openvino
+        feed, barrier = dict(np.load(sys.argv[2])), Barrier(8)
+
+        def score(_):
+            barrier.wait()
+            session = open_openvino(Path(sys.argv[1]), precision="fp32", threads=1, cache_dir=None)
+            barrier.wait()
+            return session.run(["probs"], feed)[0]
+
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(score, range(8)))
+        print(all(np.array_equal(answer, answers[0]) for answer in answers))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), graph, tmp_path / "feed.npz"]
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    assert done.stdout == "True\n", done.stderr

@@ -126,7 +126,7 @@ def find_encoder(view: GraphView, ids: str) -> Encoder:
     heads: set[int] = set()
     activations: set[str] = set()
     current = norm
-    while (triple := anchors.linears({current.output})) and len(triple) == 3:
+    while len(triple := anchors.of_every_token(current)) == 3:
         layer = _layer(anchors, current, triple, len(layers))
         heads.add(_heads(view, layer.query))
         activations.add(_activation(view, layer))
@@ -225,6 +225,13 @@ class _Anchors:
         found = self.linears(before)
         return found[0] if len(found) == 1 else None
 
+    def of_every_token(self, norm: Norm) -> list[Linear]:
+        """Returns the linears that read all tokens, so not a pooler among what a head reads of the last layer."""
+        producers = [
+            (linear, self.view.producers.get(self.view.source(linear.source))) for linear in self.linears({norm.output})
+        ]
+        return [linear for linear, node in producers if node is None or not _takes_first_token(self.view, node)]
+
     def norm(self, before: Collection[str]) -> Norm | None:
         found = self.by_norm.get(frozenset(before), [])
         return found[0] if len(found) == 1 else None
@@ -318,12 +325,22 @@ def _roles(anchors: _Anchors, triple: Sequence[Linear], index: int) -> tuple[Lin
 
 
 def _heads(view: GraphView, query: Linear) -> int:
-    """Reads the number of heads from how the queries are reshaped: `[…, heads, width of a head]`."""
+    """Reads the number of heads from how the queries are reshaped: `[…, heads, width of a head]`.
+
+    A `Gemm` is followed by another reshape, back to `[…, H]`, so the narrowest of several in a row counts.
+    """
     hidden = linear_shape(view, query)[1]
-    for node in view.readers(query.output):
-        if node.op_type == "Reshape" and (width := _last_dimension(view, node.input[1])) and hidden % width == 0:
-            return hidden // width
-    raise OptimizationError("the width of an attention head cannot be read from the graph")
+    widths: list[int] = []
+    waiting = list(view.readers(query.output))
+    while waiting:
+        node = waiting.pop()
+        if node.op_type == "Reshape":
+            waiting += view.readers(node.output[0])
+            width = _last_dimension(view, node.input[1])
+            widths += [width] if width and hidden % width == 0 else []
+    if not widths:
+        raise OptimizationError("the width of an attention head cannot be read from the graph")
+    return hidden // min(widths)
 
 
 def _last_dimension(view: GraphView, name: str) -> int | None:
@@ -338,10 +355,10 @@ def _activation(view: GraphView, layer: Layer) -> str:
     nodes, _ = view.before({layer.outer.source}, {layer.inner.output})
     operators = {node.op_type for node in nodes}
     if "Gelu" in operators:
-        (node,) = [node for node in nodes if node.op_type == "Gelu"]
-        return "gelu_tanh" if attribute(node, "approximate", b"none") == b"tanh" else "gelu"
-    for operator, name in (("Erf", "gelu"), ("Tanh", "gelu_tanh"), ("Relu", "relu")):
-        if operator in operators:
+        kinds = {attribute(node, "approximate", b"none") for node in nodes if node.op_type == "Gelu"}
+        return "gelu_tanh" if b"tanh" in kinds else "gelu"
+    for formula, name in (({"Erf", "Mul"}, "gelu"), ({"Tanh", "Mul", "Add"}, "gelu_tanh"), ({"Relu"}, "relu")):
+        if formula <= operators:
             return name
     raise OptimizationError("the activation of the feed-forward layers is none of gelu and relu")
 

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from trimodal.errors import OptimizationError
 from trimodal.loading.passes.encoders import Encoder, Layer, Linear, Norm, bias, weight
 from trimodal.loading.passes.standard import standard_attention, standard_gelu, standard_mask
-from trimodal.loading.passes.view import Array, GraphView
+from trimodal.loading.passes.view import Array, GraphView, operands
 from trimodal.loading.passes.writer import MICROSOFT, GraphWriter
 
 IDS, MASK = "input_ids", "attention_mask"
@@ -183,25 +183,27 @@ def position_table(view: GraphView, encoder: Encoder, tokens: int) -> Array:
     target = encoder.embedding_norm.source
     nodes, given = view.before({target})
     words = view.constant(encoder.words)
-    if given != {encoder.ids} or words is None:
+    if words is None or target in view.reached_by_value(given - {encoder.ids}):  # others may give the batch's size
         raise OptimizationError("the embeddings depend on more than the token ids")
     (source,) = [value for value in view.model.graph.input if value.name == encoder.ids]
-    read = {name for node in nodes for name in node.input}
+    others = [value for value in view.model.graph.input if value.name in given and value.name != encoder.ids]
+    read = {name for node in nodes for name in operands(node)}
     graph = helper.make_graph(
         nodes,
         "embeddings",
-        [source],
+        [source, *others],
         [helper.make_tensor_value_info(target, TensorProto.FLOAT, None)],
         [tensor for name, tensor in view.initializers.items() if name in read],
     )
     model = helper.make_model(graph, opset_imports=view.model.opset_import, ir_version=min(view.model.ir_version, 10))
-    shape = [dim.dim_value or 1 for dim in source.type.tensor_type.shape.dim[:-1]]
-    dtype = helper.tensor_dtype_to_np_dtype(source.type.tensor_type.elem_type)
+    feed = {value.name: _zeros(value) for value in others}
+    like = _zeros(source)
     tables = []
     try:
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         for token in (0, 1):
-            (total,) = session.run(None, {encoder.ids: np.full((*shape, tokens), token, dtype)})
+            ids = np.full((*like.shape[:-1], tokens), token, like.dtype)
+            (total,) = session.run(None, feed | {encoder.ids: ids})
             tables.append(total.reshape(-1, tokens, encoder.hidden)[0] - np.asarray(words[token], np.float32))
     except Exception as err:  # ONNX Runtime's errors share no base
         raise OptimizationError(f"the embeddings of {tokens} tokens cannot be computed") from err
@@ -209,3 +211,9 @@ def position_table(view: GraphView, encoder: Encoder, tokens: int) -> Array:
         raise OptimizationError("what is added to the word embeddings depends on the words")
     table: Array = tables[0]
     return table
+
+
+def _zeros(value: onnx.ValueInfoProto) -> Array:
+    """Returns zeros for an input, one along each axis that is not fixed."""
+    kind = value.type.tensor_type
+    return np.zeros([dim.dim_value or 1 for dim in kind.shape.dim], helper.tensor_dtype_to_np_dtype(kind.elem_type))

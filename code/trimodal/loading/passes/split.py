@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from trimodal.errors import OptimizationError
-from trimodal.loading.passes.view import SHAPE_ONLY, GraphView
+from trimodal.loading.passes.view import SHAPE_ONLY, GraphView, attribute, operands
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +39,9 @@ def find_cuts(view: GraphView, text: Text, others: Sequence[str]) -> list[str]:
     outputs = {value.name for value in view.model.graph.output}
     cuts: list[str] = []
     for node in view.nodes:
-        if node.op_type in SHAPE_ONLY or own.issuperset(node.output):
+        if node.op_type in SHAPE_ONLY or own.issuperset(filter(None, node.output)):
             continue
-        cuts += [name for name in node.input if name in own and name not in cuts]
+        cuts += [name for name in dict.fromkeys(operands(node)) if name in own and name not in cuts]
     if not cuts or not set(cuts).isdisjoint({text.ids, text.mask}) or not own.isdisjoint(outputs):
         raise OptimizationError("no tensor depends on one text alone where the texts are joined")
     return cuts
@@ -54,6 +54,8 @@ def write_text_part(view: GraphView, text: Text, cuts: Sequence[str], path: Path
         OptimizationError: the part reads other inputs.
     """
     nodes, given = view.before(cuts)
+    nodes = [_with_own_batch(node, given, text) for node in nodes]
+    given = {name for node in nodes for name in operands(node) if name in view.inputs}
     if not given <= {text.ids, text.mask}:
         raise OptimizationError("a text's part of the graph reads other inputs")
     inputs = [value for value in view.model.graph.input if value.name in given]
@@ -93,6 +95,17 @@ def write_head(
     return shapes
 
 
+def _with_own_batch(node: onnx.NodeProto, inputs: Collection[str], text: Text) -> onnx.NodeProto:
+    """Reads the batch's size, which all inputs share, from the text's own ids; exporters may use any input."""
+    size_of_batch = node.op_type == "Shape" and attribute(node, "start", 0) == 0 and attribute(node, "end") == 1
+    if not size_of_batch or node.input[0] not in inputs:
+        return node
+    own = onnx.NodeProto()
+    own.CopyFrom(node)
+    own.input[0] = text.ids
+    return own
+
+
 def _open_axes(value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
     """Returns an input whose axes may have any size."""
     kind = value.type.tensor_type
@@ -111,7 +124,7 @@ def _write(
 def _model(
     view: GraphView, nodes: list[onnx.NodeProto], inputs: list[onnx.ValueInfoProto], outputs: Sequence[str]
 ) -> onnx.ModelProto:
-    read = {name for node in nodes for name in node.input}
+    read = {name for node in nodes for name in operands(node)}
     weights = [tensor for name, tensor in view.initializers.items() if name in read]
     known = {value.name: value for value in view.model.graph.output}
     results = [known.get(name) or onnx.ValueInfoProto(name=name) for name in outputs]

@@ -26,8 +26,9 @@ class GraphView:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
         self.nodes = list(model.graph.node)
-        self.inputs = [value.name for value in model.graph.input]
         self.initializers: Mapping[str, onnx.TensorProto] = {t.name: t for t in model.graph.initializer}
+        # Older exporters name the weights among the inputs, too.
+        self.inputs = [value.name for value in model.graph.input if value.name not in self.initializers]
         self.producers = {output: node for node in self.nodes for output in node.output if output}
         self.consumers: dict[str, list[onnx.NodeProto]] = {}
         for node in self.nodes:
@@ -52,10 +53,10 @@ class GraphView:
         node = self.producers[name]
         if node.op_type == "Constant":
             return _constant_value(node)
-        operands = [self.constant(operand) for operand in node.input]
-        if any(operand is None for operand in operands):
+        values = [self.constant(operand) for operand in node.input]
+        if any(value is None for value in values):
             return None
-        return _apply(node, [operand for operand in operands if operand is not None])
+        return _apply(node, [value for value in values if value is not None])
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Returns the shape of a constant tensor without reading it where possible, or None."""
@@ -95,7 +96,7 @@ class GraphView:
             if wanted.isdisjoint(node.output):
                 continue
             nodes.append(node)
-            for name in _operands(node):
+            for name in operands(node):
                 (given if name in stop else wanted).add(name)
         return nodes[::-1], given | {name for name in self.inputs if name in wanted}
 
@@ -103,7 +104,7 @@ class GraphView:
         """Returns the tensors whose values, not only whose shapes, depend on one of `sources`."""
         reached = set(sources)
         for node in self.nodes:
-            if node.op_type not in SHAPE_ONLY and not reached.isdisjoint(_operands(node)):
+            if node.op_type not in SHAPE_ONLY and not reached.isdisjoint(operands(node)):
                 reached.update(name for name in node.output if name)
         return reached
 
@@ -116,12 +117,12 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
     return default
 
 
-def _operands(node: onnx.NodeProto) -> list[str]:
-    """Returns what a node reads, its subgraphs included."""
+def operands(node: onnx.NodeProto) -> list[str]:
+    """Returns the tensors that a node reads, its subgraphs included."""
     names = [name for name in node.input if name]
     for item in node.attribute:
         for graph in (item.g, *item.graphs) if item.type in (item.GRAPH, item.GRAPHS) else ():
-            names += [name for inner in graph.node for name in _operands(inner)]
+            names += [name for inner in graph.node for name in operands(inner)]
             names += [value.name for value in graph.output]
     return names
 
@@ -136,16 +137,16 @@ def _constant_value(node: onnx.NodeProto) -> Array | None:
     return np.asarray(value, np.int64) if item.name in ("value_int", "value_ints") else None
 
 
-def _apply(node: onnx.NodeProto, operands: list[Array]) -> Array | None:
+def _apply(node: onnx.NodeProto, values: list[Array]) -> Array | None:
     """Computes one of the `_TRANSPARENT` operators."""
-    value = operands[0]
+    value = values[0]
     if node.op_type == "Transpose":
         return value.transpose(attribute(node, "perm"))
     if node.op_type == "Cast":
         return value.astype(onnx.helper.tensor_dtype_to_np_dtype(attribute(node, "to")))
     if node.op_type == "Identity":
         return value
-    axes = operands[1].tolist() if len(operands) > 1 else attribute(node, "axes")
+    axes = values[1].tolist() if len(values) > 1 else attribute(node, "axes")
     if node.op_type == "Squeeze":
         return value.squeeze(None if axes is None else tuple(axes))
     return np.expand_dims(value, tuple(axes)) if axes is not None else None
