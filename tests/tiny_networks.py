@@ -122,7 +122,7 @@ class OneText(nn.Module):
     def __init__(self, config: BertConfig, *, pooler: bool = True) -> None:
         super().__init__()
         torch.manual_seed(4)
-        self.bert = BertModel(config, add_pooling_layer=pooler, attn_implementation="eager")
+        self.bert = BertModel(config, add_pooling_layer=pooler)
         self.pooler = pooler
         self.head = nn.Linear(config.hidden_size, 2)
 

@@ -105,6 +105,13 @@ def repeating(mix: Traffic) -> Traffic:
     return Traffic("repeats", requests, mix.note)
 
 
+def saved_tokens(traffic: Traffic) -> float:
+    """Returns the tokens of all texts over those of the texts that are not a repeated shipment text."""
+    firsts = {tuple(map(tuple, item.secondary.chunks)) for item in traffic.requests}
+    primary, secondary = map(sum, traffic.lengths)
+    return (primary + secondary) / (primary + sum(len(chunk) for text in firsts for chunk in text))
+
+
 def _records(samples: Sequence[Features], lengths: Sequence[tuple[int, int]]) -> list[Features]:
     return [
         Features(

@@ -142,3 +142,33 @@ def open_view(graph: Path) -> GraphView:
         return GraphView(onnx.load(graph))
     except Exception as err:  # protobuf, onnx and the file system raise what they like
         raise OptimizationError(f"the graph cannot be read ({type(err).__name__})") from err
+
+
+@dataclass(frozen=True, slots=True)
+class _Value:
+    name: str
+    type: str
+    shape: list[int | str | None] | None
+
+
+class GraphInterface:
+    """Inputs and outputs of a graph in the form in which ONNX Runtime tells them."""
+
+    def __init__(self, view: GraphView) -> None:
+        self._graph = view.model.graph
+        self._weights = view.initializers
+
+    def get_inputs(self) -> list[_Value]:
+        """Returns the inputs, the weights among them left out."""
+        return [_value(value) for value in self._graph.input if value.name not in self._weights]
+
+    def get_outputs(self) -> list[_Value]:
+        """Returns the outputs."""
+        return [_value(value) for value in self._graph.output]
+
+
+def _value(value: Any) -> _Value:
+    kinds = {1: "float", 6: "int32", 7: "int64", 10: "float16", 11: "double"}
+    kind = value.type.tensor_type
+    shape = [dim.dim_param or dim.dim_value or None for dim in kind.shape.dim] if kind.HasField("shape") else None
+    return _Value(value.name, f"tensor({kinds.get(kind.elem_type, 'other')})", shape)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ from trimodal.loading.artifacts import Artifacts, read_artifacts
 from trimodal.loading.build import Source, build
 from trimodal.loading.built import Built
 from trimodal.loading.compare import compare
-from trimodal.loading.facts import ModelFacts, open_view, read_facts
+from trimodal.loading.facts import GraphInterface, ModelFacts, open_view, read_facts
 from trimodal.loading.graph import find_layout
 from trimodal.loading.hardware import Hardware, detect, libraries
 from trimodal.loading.journal import Journal
@@ -77,7 +78,7 @@ def read_subject(artifacts: Artifacts, view: GraphView) -> Subject:
     Raises:
         ArtifactError: the directory cannot be used.
     """
-    layout = find_layout(_Interface(view), artifacts.schema)
+    layout = find_layout(GraphInterface(view), artifacts.schema)
     tokenizer = load_tokenizer(artifacts.model_dir, artifacts.config.tokenizer)
     vocabulary = tokenizer.get_vocab_size()
     encoder = feature_encoder(artifacts, tokenizer, layout)
@@ -182,6 +183,7 @@ class Optimizer:
                 return []
             started = time.perf_counter()
             folder = self.folder / rung.name
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
             folder.mkdir()
             source = Source(
                 graph=subject.artifacts.graph,
@@ -273,34 +275,6 @@ def time_in_turn(runners: Sequence[AnyRunner], features: Sequence[Features]) -> 
                     scores[which].append(result)
     medians = np.nanmedian(seconds, axis=0)
     return [(np.concatenate(own), median) for own, median in zip(scores, medians, strict=True)]
-
-
-@dataclass(frozen=True, slots=True)
-class _Value:
-    name: str
-    type: str
-    shape: list[int | str | None] | None
-
-
-class _Interface:
-    """Inputs and outputs of a graph in the form in which ONNX Runtime tells them."""
-
-    def __init__(self, view: GraphView) -> None:
-        self._graph = view.model.graph
-        self._weights = view.initializers
-
-    def get_inputs(self) -> list[_Value]:
-        return [_value(value) for value in self._graph.input if value.name not in self._weights]
-
-    def get_outputs(self) -> list[_Value]:
-        return [_value(value) for value in self._graph.output]
-
-
-def _value(value: Any) -> _Value:
-    kinds = {1: "float", 6: "int32", 7: "int64", 10: "float16", 11: "double"}
-    kind = value.type.tensor_type
-    shape = [dim.dim_param or dim.dim_value or None for dim in kind.shape.dim] if kind.HasField("shape") else None
-    return _Value(value.name, f"tensor({kinds.get(kind.elem_type, 'other')})", shape)
 
 
 def _peak() -> int:

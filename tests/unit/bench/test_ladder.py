@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from model_directories import write_model_directory as write
-from trimodal.bench import ladder
+from trimodal.bench import ladder, variants
 from trimodal.bench.ladder import measure, run_ladder
 from trimodal.bench.timing import Bench, group_size, summarize
 from trimodal.bench.traffic import MIX, realistic
-from trimodal.bench.variants import NAIVE, PLAIN, Variant, make_variants, pytorch_variant
+from trimodal.bench.usual import make_usual
+from trimodal.bench.variants import NAIVE, PLAIN, Variant, pytorch_variant
 from trimodal.errors import ArtifactError, OptimizationError, SettingsError
 from trimodal.loading.artifacts import read_artifacts
-from trimodal.loading.facts import open_view
-from trimodal.loading.hardware import detect, no_gpu
+from trimodal.loading.facts import ModelFacts, open_view
 from trimodal.loading.load import open_model
 from trimodal.loading.optimize import read_subject
 from trimodal.loading.samples import Samples
@@ -103,6 +103,22 @@ def test_exact_variants_have_the_scores_of_the_plain_session(result):
         assert timed[name].timed_largest < 1e-4
 
 
+def test_the_usual_route_that_fails_is_told_without_a_path(subject, tmp_path):
+    facts = ModelFacts()
+    broken = replace(subject.artifacts, model_dir=tmp_path)
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    (tmp_path / "config.json").write_text('{"num_attention_heads": 2, "hidden_size": 64}', encoding="utf-8")
+
+    with pytest.raises(OptimizationError, match=r"ONNX Runtime's tools failed \(status 1, ") as caught:
+        make_usual(replace(subject, artifacts=broken), facts, tmp_path / "out.onnx")
+
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_a_quick_run_says_that_it_is_one(result):
+    assert "--quick: few requests and records; a look, not a result." in result.notes
+
+
 def test_a_length_beyond_the_models_is_left_out_and_that_is_said(result):
     assert "not timed: S=512: the model takes at most 128 tokens" in result.notes
 
@@ -152,16 +168,17 @@ def test_results_are_printed_and_written_where_asked(result, demo, tmp_path, cap
     assert status == 0
     assert sorted(path.name for path in out.iterdir()) == [f"ladder-demo-{result.date}.{end}" for end in ("json", "md")]
     assert capsys.readouterr().out == (out / f"ladder-demo-{result.date}.md").read_text(encoding="utf-8")
-    assert json.loads((out / f"ladder-demo-{result.date}.json").read_text(encoding="utf-8")) == result.to_json()
+    written = json.loads((out / f"ladder-demo-{result.date}.json").read_text(encoding="utf-8"))
+    assert written == json.loads(json.dumps(result.to_json()))
 
 
 def test_wrong_scores_are_marked_and_meet_no_target(opener, bench, result):
-    variants = [
+    candidates = [
         Variant(PLAIN, "peer", "fp32", opener),
         Variant("rebuild-fp32", "ours", "fp32", lambda: Skewed(opener(), lambda scores, _: scores[:, ::-1])),
     ]
 
-    measured = bench.run(variants, 2)
+    measured = bench.run(candidates, 2)
 
     wrong = by_name(measured)["rebuild-fp32"]
     assert wrong.wrong is not None
@@ -169,9 +186,11 @@ def test_wrong_scores_are_marked_and_meet_no_target(opener, bench, result):
     text = replace(result, measured=measured, traffics=bench.traffics).to_markdown()
     assert "| rebuild-fp32 | ours | fp32 | WRONG |" in text
     assert f"- WRONG: rebuild-fp32: {wrong.wrong}" in text
-    target = ladder.Judge(measured, {}, "rebuild-fp32", [MIX], 512).targets(None, "none")
-    (auto,) = [one for one in target if one.name == "auto to the fastest verified: time, mix"]
-    assert (auto.state, auto.note) == ("not measurable here", f"rebuild-fp32 is WRONG: {wrong.wrong}")
+    targets = ladder.Judge(measured, {}, "rebuild-fp32", [MIX], 512).targets(None, "none")
+    (auto,) = [one for one in targets if one.name == "auto to the fastest verified: time, mix"]
+    assert auto.state == "not met"
+    assert auto.value is not None
+    assert auto.note == "rebuild-fp32 (its scores are WRONG: by time alone) to plain"
 
 
 def test_scores_that_are_wrong_on_the_timed_requests_alone_are_found(opener, bench):
@@ -180,14 +199,14 @@ def test_scores_that_are_wrong_on_the_timed_requests_alone_are_found(opener, ben
     def skew(scores, features):
         return scores + 0.01 * (id(features[0]) in timed)
 
-    variants = [
+    candidates = [
         Variant(PLAIN, "peer", "fp32", opener),
         Variant("late", "ours", "fp32", lambda: Skewed(opener(), skew)),
         Variant("late-int8", "ours", "int8", lambda: Skewed(opener(), skew)),
         Variant("nan", "peer", "fp32", lambda: Skewed(opener(), lambda scores, _: scores * np.nan)),
     ]
 
-    found = by_name(bench.run(variants, 3))
+    found = by_name(bench.run(candidates, 3))
 
     assert found["late"].wrong == "on the timed requests a probability differs by 0.01, more than 0.0001"
     assert found["late"].comparison.refusal is None
@@ -202,23 +221,23 @@ def test_a_variant_that_cannot_be_opened_or_run_is_skipped_with_its_cause(opener
     def fail(_scores, _features):
         raise MemoryError
 
-    variants = [
+    candidates = [
         Variant(PLAIN, "peer", "fp32", opener),
         Variant("refused", "ours", "fp32", refuse),
         Variant("failed", "peer", "fp32", lambda: Skewed(opener(), fail)),
         Variant("tuned", "ours", "fp32", opener),
     ]
 
-    measured = bench.run(variants, 3)
+    measured = bench.run(candidates, 3)
 
     assert [one.variant.name for one in measured] == [PLAIN, "tuned"]
     assert bench.skipped == {"refused": "not on this host", "failed": "MemoryError while it was opened or run"}
 
 
 def test_groups_share_the_plain_session_as_a_yardstick(opener, bench):
-    variants = [Variant(name, "ours", "fp32", opener) for name in ("a", PLAIN, "b", "c")]
+    candidates = [Variant(name, "ours", "fp32", opener) for name in ("a", PLAIN, "b", "c")]
 
-    measured = bench.run(variants, 2)
+    measured = bench.run(candidates, 2)
 
     assert [one.variant.name for one in measured] == [PLAIN, "a", "b", "c"]
     assert all(one.times[MIX].milliseconds > 0 for one in measured)
@@ -229,14 +248,11 @@ def test_without_the_plain_session_nothing_can_be_compared(opener, bench):
         bench.run([Variant("tuned", "ours", "fp32", opener)], 3)
 
 
-def test_the_naive_service_pads_and_the_plain_one_does_not(demo, tmp_path):
-    settings = Settings(model_dir=demo, intra_op_threads=1)
-    variants = make_variants(settings, detect(gpu=no_gpu), 1, tmp_path)
+def test_the_naive_service_pads_and_the_plain_one_does_not(subject):
+    naive, plain = variants._open_naive(subject).layout, variants._open_plain(subject).layout
 
-    layouts = {one.name: one.open().layout for one in variants.found if one.name in (NAIVE, PLAIN)}
-
-    assert [layouts[name].primary.tokens for name in (NAIVE, PLAIN)] == [128, None]
-    assert [layouts[name].secondary.tokens for name in (NAIVE, PLAIN)] == [128, None]
+    assert [layout.primary.tokens for layout in (naive, plain)] == [128, None]
+    assert [layout.secondary.tokens for layout in (naive, plain)] == [128, None]
 
 
 @pytest.mark.parametrize(("bf16", "largest"), [(False, 1e-4), (True, 3e-2)])
@@ -262,7 +278,7 @@ def test_a_model_that_no_rung_knows_is_measured_without_them(tmp_path):
     assert {NAIVE, PLAIN, "tuned"} <= by_name(result.measured).keys()
     assert "the encoder of chat is not known" in result.skipped["rebuild-fp32"]
     assert result.auto[0] == "tuned"
-    assert result.cache is None
+    assert (result.cache is None) == ("openvino-fp32" in result.skipped)  # no other rung splits an unknown model
 
 
 def test_a_time_is_the_mean_over_requests_of_medians_over_rounds():
