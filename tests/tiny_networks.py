@@ -20,7 +20,7 @@ from transformers import BertConfig, BertModel
 
 from trimodal.loading.passes.encoders import Encoder, find_encoder
 from trimodal.loading.passes.view import GraphView
-from trimodal.network import NetworkConfig, TrimodalNetwork, export_onnx, input_names, synthetic_inputs
+from trimodal.network import NetworkConfig, TrimodalNetwork, input_names, synthetic_inputs
 
 TEXTS, FIELDS = ("chat", "events"), ("amount", "count")
 NAMES = input_names(TEXTS, FIELDS)
@@ -28,6 +28,8 @@ LAYERS = (2, 3)
 HEADS, HIDDEN, INNER, VOCABULARY, TOKENS = 4, 32, 64, 50, 48
 
 Array = np.ndarray[Any, Any]
+
+torch.set_num_threads(1)  # threads that wait for each other would take longer than these tiny products
 
 
 def bert(layers: int = 1, **changes: Any) -> BertConfig:
@@ -49,7 +51,7 @@ def spread(module: nn.Module) -> nn.Module:
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.ndim == 1:
-                parameter += torch.randn_like(parameter) * 0.2
+                parameter.add_(torch.randn_like(parameter), alpha=0.2)
     return module.eval()
 
 
@@ -79,13 +81,12 @@ def export_network(exporter: str, path: Path) -> Export:
     """Exports the network: `eager-17` and the like by TorchScript with that opset, or `dynamo`."""
     network = tiny_network()
     attention, _, opset = exporter.partition("-")
-    if opset:
-        export_onnx(network, TEXTS, FIELDS, path, attention=attention, opset=int(opset))
-        return Export(path)
     for text in (network.primary_text_subnetwork, network.secondary_text_subnetwork):
-        text.bert.set_attn_implementation("sdpa")
-    auto = torch.export.Dim.AUTO
+        text.bert.set_attn_implementation(attention if opset else "sdpa")
     example = synthetic_inputs(network.config, (2, 3, 7), (2, 4, 9), seed=0)
+    if opset:
+        return trace(network, path, [torch.from_numpy(array) for array in example], NAMES, opset=int(opset))
+    auto = torch.export.Dim.AUTO
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -101,7 +102,7 @@ def export_network(exporter: str, path: Path) -> Export:
     return Export(path)
 
 
-def trace(module: nn.Module, path: Path, inputs: Sequence[Tensor], names: Sequence[str]) -> Export:
+def trace(module: nn.Module, path: Path, inputs: Sequence[Tensor], names: Sequence[str], *, opset: int = 17) -> Export:
     """Exports any module by TorchScript; every axis but the last of floating point inputs is dynamic."""
     axes = {
         name: {axis: f"{name}_{axis}" for axis in range(value.ndim - value.is_floating_point())}
@@ -111,7 +112,7 @@ def trace(module: nn.Module, path: Path, inputs: Sequence[Tensor], names: Sequen
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module, tuple(inputs), os.fspath(path), input_names=list(names), output_names=["probs"],
-            dynamic_axes=axes, opset_version=17, dynamo=False,
+            dynamic_axes=axes, opset_version=opset, dynamo=False,
         )  # fmt: skip
     return Export(path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -73,11 +74,13 @@ def measure(settings: Settings, folder: Path, *, rounds: int, lengths: Sequence[
     Raises:
         TrimodalError: nothing can be measured.
     """
+    load = os.getloadavg()[0]
     hardware, threads = detect(gpu=no_gpu), thread_count(settings)
     tell("building the rungs")
     variants = make_variants(settings, hardware, threads, folder)
     auto, auto_note = _auto(settings, threads, folder)
     traffics, notes = _traffics(variants, lengths, quick=quick)
+    notes.append(f"Other processes' load before the start: {load:.1f} of {hardware.cores} cores.")
     if quick:
         notes.append("--quick: few requests and records; a look, not a result.")
     size = group_size(variants.facts.bytes, len(variants.found), hardware.memory)

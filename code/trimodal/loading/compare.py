@@ -34,6 +34,10 @@ TOLERANCES: Mapping[str, Tolerance] = {
 AGREEMENT = 0.99
 """Least share of records whose most probable class stays the same."""
 
+SLOWER = 1.03
+"""Times the reference's time from which a candidate counts as slower: below it lies the noise of a few seconds'
+measurement, and a split model has equal texts computed once besides."""
+
 F1_LOSS = 0.01
 """Most that F1 may fall where the true labels are known."""
 

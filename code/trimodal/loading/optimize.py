@@ -24,7 +24,7 @@ from trimodal.errors import OptimizationError
 from trimodal.loading.artifacts import Artifacts, read_artifacts
 from trimodal.loading.build import Source, build
 from trimodal.loading.built import Built
-from trimodal.loading.compare import compare
+from trimodal.loading.compare import SLOWER, compare
 from trimodal.loading.facts import GraphInterface, ModelFacts, open_view, read_facts
 from trimodal.loading.graph import find_layout
 from trimodal.loading.hardware import Hardware, detect, libraries
@@ -113,39 +113,49 @@ class Optimizer:
     subject: Subject | None = None
     reference: AnyRunner | None = None
     proven: bool = False
+    rebuilt: bool = False
 
     def run(self) -> None:
-        """Tries the groups of the plan in order, until one holds a rung that passes and is faster."""
-        place, groups = 0, 1
+        """Tries the groups of the plan in order, until one holds a rung that passes and is not slower.
+
+        ONNX Runtime's own fusion is for encoders that cannot be written anew: it takes minutes and gigabytes.
+        """
+        plan: Plan | None = None
+        place = 0
         before = {  # by a process that was killed later on
             event["rung"]
             for event in self.journal.read()
-            if event["event"] == "judged" and event["comparison"]["refusal"] is None and event["ratio"] < 1
+            if event["event"] == "judged" and event["comparison"]["refusal"] is None and event["ratio"] <= SLOWER
         }
-        while place < groups:
+        while plan is None or place < len(plan.groups):
             built: list[tuple[Rung, Built]] = []
+            if plan is not None and not self._wanted(plan, place):
+                place += 1
+                continue
             self.reference = None  # its memory is needed to read the graph
             with self.journal.step("read"):
                 view, facts, plan = self._read()
-                groups = len(plan.groups)
                 if place == 0:
                     self.journal.write("plan", plan=plan.to_json(), facts=facts.to_json())
                     self.journal.write("layout", built=self._as_it_is())
-            if self.subject is None:
+            if self.subject is None or plan is None:
                 return
-            for rung in plan.groups[place] if groups else ():
-                if rung.name not in self.skip:
-                    built += self._build(rung, view, facts)
+            for rung in self._wanted(plan, place):
+                built += self._build(rung, view, facts)
             del view
             gc.collect()
             if self.reference is None:
                 with self.journal.step("reference"):
                     self._open_reference(self.subject)
-            faster = [self._judge(rung, one, self.subject) for rung, one in built]
-            faster += [rung.name in before for rung in (plan.groups[place] if groups else ())]
-            if self.reference is None or any(faster):
+            served = [self._judge(rung, one, self.subject) for rung, one in built]
+            if self.reference is None or any(served) or before & {rung.name for rung in plan.rungs}:
                 return
             place += 1
+
+    def _wanted(self, plan: Plan, place: int) -> list[Rung]:
+        """Returns what is to be tried of a group."""
+        group = plan.groups[place] if plan.groups else ()
+        return [rung for rung in group if rung.name not in self.skip and not (rung.method == "stock" and self.rebuilt)]
 
     def _read(self) -> tuple[GraphView, ModelFacts, Plan]:
         artifacts = self._with_graph(read_artifacts(self.settings.model_dir))
@@ -226,8 +236,8 @@ class Optimizer:
         self.reference, self.proven = reference, True
 
     def _judge(self, rung: Rung, built: Built, subject: Subject) -> bool:
-        """Verifies and measures a candidate; returns whether it passed and is faster than level 2."""
-        faster = False
+        """Verifies and measures a candidate; returns whether it passed and is not slower than level 2."""
+        served = False
         with self.journal.step("judge", rung.name):
             if self.reference is None:
                 return False
@@ -239,7 +249,8 @@ class Optimizer:
             (scores, own), (expected, other) = time_in_turn((candidate, self.reference), subject.samples.features)
             comparison = compare(scores, expected, rung.precision, subject.samples.labels)
             ratio = float(own.sum() / other.sum())
-            faster = comparison.refusal is None and ratio < 1
+            served = comparison.refusal is None and ratio <= SLOWER
+            self.rebuilt |= comparison.refusal is None and rung.method == "rebuild"
             self.journal.write(
                 "judged",
                 rung=rung.name,
@@ -251,7 +262,7 @@ class Optimizer:
                 peak_bytes=_peak(),
                 probes=[row.tolist() for row in candidate.run(subject.probes.features)],
             )
-        return faster
+        return served
 
 
 def time_in_turn(runners: Sequence[AnyRunner], features: Sequence[Features]) -> list[tuple[FloatArray, FloatArray]]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from trimodal.loading.compare import SLOWER
 from trimodal.loading.journal import Event
 from trimodal.loading.plan import phases_of
 
@@ -108,7 +109,7 @@ def _read_judged(outcome: Outcome, event: Event) -> None:
     outcome.facts |= {name: event[name] for name in names} | dict(event["comparison"])
     outcome.cause = event["comparison"]["refusal"]
     outcome.result = "refused" if outcome.cause else "passed"
-    if outcome.result == "passed" and event["ratio"] >= 1:
+    if outcome.result == "passed" and event["ratio"] > SLOWER:
         outcome.result = "declined"
         outcome.cause = f"{event['ratio']:.2f} times the time of the graph as it is"
 

@@ -93,10 +93,14 @@ class TextEncoder:
         """Cuts a text into what runs alone: its chunks, or the whole of it."""
         return [[chunk] for chunk in text.chunks] if self.by_chunk else [text.chunks]
 
+    def padded(self, chunks: Sequence[Sequence[int]]) -> int:
+        """Returns the tokens that chunks which run together are padded to."""
+        return self.text.tokens or -(-max(map(len, chunks)) // self.bucket) * self.bucket
+
     def run(self, units: Sequence[list[list[int]]], pad_id: int) -> list[Outputs]:
         """Runs units of one shape; returns the outputs of each."""
         chunks = [chunk for unit in units for chunk in unit]
-        tokens = self.text.tokens or -(-max(map(len, chunks)) // self.bucket) * self.bucket
+        tokens = self.padded(chunks)
         ids = np.full((len(chunks), tokens), pad_id, self.text.dtype)
         mask = np.zeros_like(ids)
         for row, chunk in enumerate(chunks):
@@ -218,7 +222,8 @@ class SplitRunner:
         """Runs the head on records whose encoded texts have equal shapes."""
         groups: dict[tuple[object, ...], list[int]] = {}
         for index, place in enumerate(places):
-            shape = (*map(len, place), *(part.shape for keys in place for part in encoded[keys[0]]))
+            sizes = [self._axes(features[index], side) for side, _, _ in self.head.shapes]
+            shape = (*map(len, place), *sizes, *(part.shape for keys in place for part in encoded[keys[0]]))
             groups.setdefault(shape, []).append(index)
         results: list[FloatArray] = []
         for group in groups.values():
@@ -244,9 +249,16 @@ class SplitRunner:
             values = tabular[:, column.columns].astype(column.dtype, copy=False)
             feed[column.name] = values[:, 0] if column.flat else values
         for side, text, name in self.head.shapes:
-            chunks = len((batch[0].primary, batch[0].secondary)[side].chunks)
-            feed[name] = np.zeros((len(batch), chunks, 1) if text.chunked else (len(batch), 1), text.dtype)
+            chunks, tokens = self._axes(batch[0], side)
+            axes = (len(batch), chunks, tokens) if text.chunked else (len(batch), tokens)
+            feed[name] = np.zeros(axes, text.dtype)
         return feed
+
+    def _axes(self, item: Features, side: int) -> tuple[int, int]:
+        """Returns the chunks and tokens of a text as its encoder saw it; single chunks have no common length."""
+        chunks = (item.primary, item.secondary)[side].chunks
+        encoder = self.encoders[side]
+        return len(chunks), 1 if encoder.by_chunk else encoder.padded(chunks)
 
 
 def _checked(output: Array, batch: list[Features]) -> FloatArray:

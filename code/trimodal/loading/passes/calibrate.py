@@ -36,7 +36,12 @@ def calibrate(
 
     Returns:
         The range of each product's input, by the product's name.
+
+    Raises:
+        OptimizationError: there are no texts, or the encoder does not run on one.
     """
+    if not chunks:
+        raise OptimizationError("there are no texts to calibrate with")
     sources: dict[str, str] = {}
 
     def recorded(writer: GraphWriter, source: str, name: str, matrix: Array, shift: Array) -> str:

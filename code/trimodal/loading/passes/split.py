@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from trimodal.errors import OptimizationError
-from trimodal.loading.passes.view import SHAPE_ONLY, GraphView, attribute, operands
+from trimodal.loading.passes.view import SHAPE_ONLY, GraphView, operands, reads_batch_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ def find_cuts(view: GraphView, text: Text, others: Sequence[str]) -> list[str]:
     Raises:
         OptimizationError: there are none, or a cut would leave most of the work in the head.
     """
-    own = view.reached_by_value({text.ids, text.mask}) - view.reached_by_value(others)
+    own = view.reached_by_value({text.ids, text.mask}) - view.reached(others)
     outputs = {value.name for value in view.model.graph.output}
     cuts: list[str] = []
     for node in view.nodes:
@@ -90,20 +90,31 @@ def write_head(
     if output in reached:
         raise OptimizationError("the head reads a text itself, beside its encoder's output")
     inputs = [_open_axes(value) for value in view.model.graph.input if value.name in given]
-    inputs += [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in cuts.items()]
+    types = _types(view)
+    inputs += [
+        helper.make_tensor_value_info(name, types.get(name, TensorProto.FLOAT), shape) for name, shape in cuts.items()
+    ]
     _write(view, nodes, inputs, [output], path)
     return shapes
 
 
 def _with_own_batch(node: onnx.NodeProto, inputs: Collection[str], text: Text) -> onnx.NodeProto:
     """Reads the batch's size, which all inputs share, from the text's own ids; exporters may use any input."""
-    size_of_batch = node.op_type == "Shape" and attribute(node, "start", 0) == 0 and attribute(node, "end") == 1
-    if not size_of_batch or node.input[0] not in inputs:
+    if not reads_batch_size(node) or node.input[0] not in inputs:
         return node
     own = onnx.NodeProto()
     own.CopyFrom(node)
     own.input[0] = text.ids
     return own
+
+
+def _types(view: GraphView) -> dict[str, int]:
+    """Infers the element types of the graph's tensors, without its weights; not all can be inferred."""
+    weights = [helper.make_tensor_value_info(name, t.data_type, t.dims) for name, t in view.initializers.items()]
+    inputs = [value for value in view.model.graph.input if value.name not in view.initializers]
+    graph = helper.make_graph(view.nodes, "types", [*inputs, *weights], list(view.model.graph.output))
+    inferred = onnx.shape_inference.infer_shapes(helper.make_model(graph, opset_imports=view.model.opset_import))
+    return {value.name: value.type.tensor_type.elem_type for value in inferred.graph.value_info}
 
 
 def _open_axes(value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:

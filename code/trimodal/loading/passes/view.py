@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -102,11 +102,23 @@ class GraphView:
 
     def reached_by_value(self, sources: Collection[str]) -> set[str]:
         """Returns the tensors whose values, not only whose shapes, depend on one of `sources`."""
+        return self._reached(sources, lambda node: node.op_type in SHAPE_ONLY)
+
+    def reached(self, sources: Collection[str]) -> set[str]:
+        """Returns the tensors that depend on one of `sources` by more than the size of the batch, which all share."""
+        return self._reached(sources, reads_batch_size)
+
+    def _reached(self, sources: Collection[str], stops: Callable[[onnx.NodeProto], bool]) -> set[str]:
         reached = set(sources)
         for node in self.nodes:
-            if node.op_type not in SHAPE_ONLY and not reached.isdisjoint(operands(node)):
+            if not stops(node) and not reached.isdisjoint(operands(node)):
                 reached.update(name for name in node.output if name)
         return reached
+
+
+def reads_batch_size(node: onnx.NodeProto) -> bool:
+    """Tells whether a node reads the size of a tensor's first axis alone."""
+    return node.op_type == "Shape" and attribute(node, "start", 0) == 0 and attribute(node, "end") == 1
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:

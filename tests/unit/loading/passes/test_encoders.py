@@ -155,9 +155,7 @@ def with_gemm(model, *, transposed):
         )
         nodes += [
             helper.make_node("Reshape", [node.input[0], f"{name}/flat"], [f"{name}/rows"]),
-            helper.make_node(
-                "Gemm", [f"{name}/rows", node.input[1], shift], [f"{name}/gemm"], transB=int(transposed)
-            ),
+            helper.make_node("Gemm", [f"{name}/rows", node.input[1], shift], [f"{name}/gemm"], transB=int(transposed)),
             helper.make_node("Shape", [node.input[0]], [f"{name}/axes"], start=0, end=-1),
             helper.make_node("Concat", [f"{name}/axes", f"{name}/last"], [f"{name}/shape"], axis=0),
             helper.make_node("Reshape", [f"{name}/gemm", f"{name}/shape"], list(add.output)),
@@ -186,7 +184,7 @@ def test_a_network_that_normalizes_before_its_layers_raises(tmp_path):
     module.bert = RobertaPreLayerNormModel(config).eval()
     view = module.export(tmp_path / "model.onnx").view
 
-    with pytest.raises(OptimizationError, match="attention layer|normalization"):
+    with pytest.raises(OptimizationError, match=r"attention layer|normalization"):
         find_encoder(view, IDS)
 
 

@@ -12,7 +12,7 @@ from trimodal.loading.passes.rebuild import IDS, Rebuilt, float_product, positio
 pytest.importorskip("torch", reason="torch is not installed: the PyTorch level is optional")
 pytest.importorskip("transformers", reason="transformers is not installed")
 
-from tiny_networks import (  # noqa: E402
+from tiny_networks import (
     HIDDEN,
     LAYERS,
     NAMES,

@@ -102,7 +102,7 @@ def test_weights_that_an_older_exporter_names_among_the_inputs_are_no_inputs(tmp
 
 def test_a_subgraph_reads_too():
     branches = [
-        helper.make_graph([helper.make_node("Add", ["x", name], ["y"])], name, [], [helper.make_value_info("y", None)])
+        helper.make_graph([helper.make_node("Add", ["x", name], ["y"])], name, [], [onnx.ValueInfoProto(name="y")])
         for name in ("weight", "other")
     ]
     node = helper.make_node("If", ["condition"], ["result"], then_branch=branches[0], else_branch=branches[1])

@@ -24,9 +24,7 @@ def test_large_weights_lie_on_pages_and_small_ones_in_the_graph(tmp_path):
         writer.node("Add", [second, writer.constant("shift", np.arange(40, dtype=np.float32))], "y")
         writer.save([INPUT], [OUTPUT])
     tensors = {t.name: t for t in onnx.load(tmp_path / "graph.onnx", load_external_data=False).graph.initializer}
-    places = {
-        name: {entry.key: entry.value for entry in tensor.external_data} for name, tensor in tensors.items()
-    }
+    places = {name: {entry.key: entry.value for entry in tensor.external_data} for name, tensor in tensors.items()}
 
     assert places == {
         "first": {"location": "graph.onnx.data", "offset": "0", "length": "6400"},
@@ -77,8 +75,7 @@ def test_a_graph_names_its_versions(tmp_path):
 
 def test_the_weights_file_is_closed_when_writing_fails(tmp_path):
     writer = GraphWriter(tmp_path / "graph.onnx")
-    with pytest.raises(ZeroDivisionError), writer:
-        writer.constant("large", np.zeros(4096))
-        raise ZeroDivisionError
+    with pytest.raises(AttributeError), writer:
+        writer.constant("no array", None)
     assert writer._file.closed
     assert not (tmp_path / "graph.onnx").exists()
