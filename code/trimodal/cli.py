@@ -52,9 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare = _command(commands, "prepare", _prepare, "optimize a model directory ahead of its first start")
     prepare.add_argument("--out", type=Path, metavar="DIR", help="where to write a copy that holds the optimized model "
                          "(default: into MODEL_DIR/optimized)")  # fmt: skip
-    export = _command(
-        commands, "export", _export, "write model.onnx from model.pth, and prove equal scores"
-    )
+    export = _command(commands, "export", _export, "write model.onnx from model.pth, and prove equal scores")
     export.add_argument("--out", type=Path, metavar="FILE", help="the file to write (default: MODEL_DIR/model.onnx)")
     export.add_argument("--opset", type=int, default=17, choices=range(14, 21), metavar="N",
                         help="version of the ONNX operators, 14 to 20 (default: 17)")  # fmt: skip
