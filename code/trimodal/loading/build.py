@@ -137,8 +137,9 @@ def _split_parts(source: Source, folder: Path) -> tuple[list[TextPart], list[str
     cuts: dict[str, None] = {}
     for text, file in zip(source.texts, ("primary.onnx", "secondary.onnx"), strict=True):
         found = find_cuts(view, text, [name for name in view.inputs if name not in (text.ids, text.mask)])
-        write_text_part(view, text, found, folder / file)
-        parts.append(TextPart(file, text.ids, text.mask, tuple(found), by_chunk=False))
+        read = write_text_part(view, text, found, folder / file)
+        mask = text.mask if text.mask in read else ""
+        parts.append(TextPart(file, text.ids, mask, tuple(found), by_chunk=False))
         cuts |= dict.fromkeys(found)
     return parts, write_head(view, cuts, source.texts, folder / "head.onnx")
 

@@ -16,7 +16,8 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 from trimodal.errors import OptimizationError
-from trimodal.loading.passes.encoders import Encoder, Layer, Linear, Norm, bias, weight
+from trimodal.loading.passes.anchors import Linear, Norm, bias, weight
+from trimodal.loading.passes.encoders import Encoder, Layer
 from trimodal.loading.passes.standard import standard_attention, standard_gelu, standard_mask
 from trimodal.loading.passes.view import Array, GraphView, operands
 from trimodal.loading.passes.writer import MICROSOFT, GraphWriter

@@ -47,8 +47,11 @@ def find_cuts(view: GraphView, text: Text, others: Sequence[str]) -> list[str]:
     return cuts
 
 
-def write_text_part(view: GraphView, text: Text, cuts: Sequence[str], path: Path) -> None:
+def write_text_part(view: GraphView, text: Text, cuts: Sequence[str], path: Path) -> set[str]:
     """Writes the part of one text: its ids and mask to the cut tensors.
+
+    Returns:
+        The inputs that it reads.
 
     Raises:
         OptimizationError: the part reads other inputs.
@@ -60,6 +63,7 @@ def write_text_part(view: GraphView, text: Text, cuts: Sequence[str], path: Path
         raise OptimizationError("a text's part of the graph reads other inputs")
     inputs = [value for value in view.model.graph.input if value.name in given]
     _write(view, nodes, inputs, cuts, path)
+    return given
 
 
 def write_head(

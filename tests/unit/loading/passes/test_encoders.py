@@ -7,7 +7,8 @@ from onnx import helper, numpy_helper
 
 from model_directories import Graph, write_graph
 from trimodal.errors import OptimizationError
-from trimodal.loading.passes.encoders import bias, find_encoder, linear_shape, weight
+from trimodal.loading.passes.anchors import bias, linear_shape, weight
+from trimodal.loading.passes.encoders import find_encoder
 from trimodal.loading.passes.view import GraphView
 
 torch = pytest.importorskip("torch", reason="torch is not installed: the PyTorch level is optional")
