@@ -10,7 +10,7 @@ from model_directories import RECORD, Graph, artifact_error
 from model_directories import write_model_directory as write
 from trimodal.errors import InvalidRecord
 from trimodal.loading.load import load_pipeline
-from trimodal.loading.verify import TOLERANCE, read_golden, replay_golden
+from trimodal.loading.verify import read_golden, replay_golden
 from trimodal.records import Payload
 from trimodal.settings import Settings
 
@@ -45,19 +45,18 @@ def write_lines(path, items, end="\n"):
 def test_records_are_replayed(pipeline, golden):
     write_lines(golden, lines(pipeline, RECORDS))
 
-    count, difference = replay_golden(pipeline, golden)
+    replay = replay_golden(pipeline, golden)
 
-    assert count == 3
-    assert difference <= TOLERANCE
+    assert (replay.records, replay.refusal) == (3, None)
 
 
 def test_records_of_three_classes_are_replayed(tmp_path, golden):
     pipeline = pipeline_of(tmp_path / "model", graph=Graph(classes=3), config={"num_classes": 3})
     write_lines(golden, lines(pipeline, RECORDS))
 
-    count, difference = replay_golden(pipeline, golden)
+    replay = replay_golden(pipeline, golden)
 
-    assert (count, difference <= TOLERANCE) == (3, True)
+    assert (replay.records, replay.refusal) == (3, None)
 
 
 def test_the_largest_difference_is_told(pipeline, golden):
@@ -67,24 +66,25 @@ def test_the_largest_difference_is_told(pipeline, golden):
 
     write_lines(golden, items)
 
-    assert replay_golden(pipeline, golden) == (3, pytest.approx(0.25, abs=1e-6))
+    replay = replay_golden(pipeline, golden)
+
+    assert (replay.records, replay.largest) == (3, pytest.approx(0.25, abs=1e-6))
+    assert replay.refusal == "a probability differs by 0.25, more than 0.0001"
 
 
 def test_other_keys_blank_lines_and_line_separators_do_not_matter(pipeline, golden):
     (item,) = lines(pipeline, [{**RECORD, "chat": "[bom]late\u2028item[eom]"}])
     golden.write_text("\n" + json.dumps({**item, "label": 1}, ensure_ascii=False) + "\n\n", encoding="utf-8")
 
-    count, difference = replay_golden(pipeline, golden)
+    replay = replay_golden(pipeline, golden)
 
-    assert (count, difference <= TOLERANCE) == (1, True)
+    assert (replay.records, replay.refusal) == (1, None)
 
 
 def test_a_probability_that_is_no_number_is_not_within_the_tolerance(pipeline, golden):
     write_lines(golden, [{"record": RECORD, "probs": [0.5, float("nan")]}])
 
-    _, difference = replay_golden(pipeline, golden)
-
-    assert not difference <= TOLERANCE
+    assert replay_golden(pipeline, golden).refusal == "scores are missing or not finite"
 
 
 def test_no_recorded_records_is_an_error(pipeline, golden):
