@@ -53,6 +53,7 @@ def alone(text):
 
 def test_directory_is_small_and_complete():
     names = {file.relative_to(DEMO).as_posix() for file in DEMO.rglob("*") if file.is_file()}
+    names = {name for name in names if not name.startswith("optimized/")}  # what starts here have left
     assert sum((DEMO / name).stat().st_size for name in names) <= LARGEST
     assert names == {
         "README.md",

@@ -105,7 +105,7 @@ BINS = {"bins": {}, "default_bin": 0.0}
 
 DAMAGES = [
     # file, its content (None: taken away), what the message says beside the file's name
-    ("model.onnx", None, "is missing from the model directory; export the model to ONNX"),
+    ("model.onnx", None, "is missing from the model directory, and so is model.pth; export the model to ONNX"),
     ("hyperparameters.json", None, "is missing from the model directory; add"),
     ("hyperparameters.json", b"{", "is not valid JSON; write it again"),
     ("model_artifacts.pth", b"no zip", "is not a file written by torch.save; save it again"),
