@@ -12,14 +12,14 @@ _NOISE = frozenset({"Backend worker process died."})
 """What multi-model-server's worker logs, with a traceback, when it ends for whatever reason: we have said why."""
 
 
-def configure(level: str, stream: TextIO = sys.stdout) -> None:
+def configure(level: str, stream: TextIO | None = None) -> None:
     """Sends every logger to a stream as JSON lines.
 
     Args:
         level: name of the lowest level that is written.
-        stream: where to; a command that prints an answer on stdout takes stderr.
+        stream: where to, stdout by default; a command that prints an answer there takes stderr.
     """
-    handler = logging.StreamHandler(stream)
+    handler = logging.StreamHandler(stream or sys.stdout)
     handler.setFormatter(
         JsonFormatter(
             "{asctime}{levelname}{name}{message}",
