@@ -13,6 +13,24 @@ from trimodal.settings import Settings
 NO_STOCK = "import trimodal.loading.build as m\nm._stock = refuse\nright = m.rebuild_encoder\n"
 """Takes away what comes after the encoders written anew, so that their failure is the end of level 1."""
 
+FULL = """
+import os
+def full(view, encoder, positions, path, *a, **k):
+    os.symlink('/dev/full', f'{path}.data')
+    return right(view, encoder, positions, path, *a, **k)
+m.rebuild_encoder = full
+"""
+
+TAMPERED = """
+import numpy
+import trimodal.loading.build as m
+right = m.int8_product
+def tampered(*a, **k):
+    product = right(*a, **k)
+    return lambda w, i, n, matrix, shift: product(w, i, n, numpy.roll(matrix, 1, 0) * 3, shift)
+m.int8_product = tampered
+"""
+
 FAULTS = {
     "fusion raises": ("m._stock = m.rebuild_encoder = fail", "rebuild-fp32: ZeroDivisionError in build"),
     "fusion matches nothing": (
@@ -28,15 +46,11 @@ FAULTS = {
         "rebuild-fp32: a probability differs by",
     ),
     "no numbers": (
-        "import trimodal.loading.passes.rebuild as r\nweight = r.weight\nr.weight = lambda *a: weight(*a) * float('nan')",
+        "import trimodal.loading.passes.rebuild as r\nw = r.weight\nr.weight = lambda *a: w(*a) * float('nan')",
         "rebuild-fp32: scores are missing or not finite",
     ),
     "disk full": (
-        "import os\n"
-        "def full(view, encoder, positions, path, *a, **k):\n"
-        "    os.symlink('/dev/full', f'{path}.data')\n"
-        "    return right(view, encoder, positions, path, *a, **k)\n"
-        "m.rebuild_encoder = full",
+        FULL,
         "rebuild-fp32: No space left on device",
     ),
     "out of memory": (
@@ -94,20 +108,15 @@ def _stock_declined(settings):
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
-        ("import trimodal.loading.build as m\nm.int8_product = fail", "rebuild-int8-static: ZeroDivisionError in build"),
         (
-            "import trimodal.loading.passes.quantize as q\nimport numpy\n"
-            "import trimodal.loading.build as m\nright = m.int8_product\n"
-            "def tampered(*a, **k):\n"
-            "    product = right(*a, **k)\n"
-            "    return lambda w, i, n, matrix, shift: product(w, i, n, numpy.roll(matrix, 1, 0) * 3, shift)\n"
-            "m.int8_product = tampered",
-            "rebuild-int8-static: ",
+            "import trimodal.loading.build as m\nm.int8_product = fail",
+            "rebuild-int8-static: ZeroDivisionError in build",
         ),
+        (TAMPERED, "rebuild-int8-static: "),
     ],
     ids=["raises", "wrong numbers"],
 )
-def test_a_fault_of_the_quantization_keeps_the_fusion(settings, inject, served, refused, lines, expected):
+def test_a_fault_of_the_quantization_keeps_the_fusion(settings, inject, served, refused, *, lines, expected):
     inject(lines)
     settings = replace(settings, precision="int8")
 
@@ -146,7 +155,7 @@ def test_a_slower_candidate_is_declined_and_nothing_is_lost(settings, inject, se
     ],
     ids=["in a pass", "in the reference"],
 )
-def test_the_budget_ends_the_optimizing_process(settings, inject, served, refused, place, cause):
+def test_the_budget_ends_the_optimizing_process(settings, inject, served, refused, *, place, cause):
     inject(f"import time\nslow = lambda *a, **k: time.sleep(60)\n{place}")
     settings = replace(settings, budget=2)
 

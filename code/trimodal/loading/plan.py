@@ -142,11 +142,14 @@ class _Planner:
     def groups(self) -> list[list[Rung]]:
         """Returns the groups that the settings ask for, possible or not."""
         named = self._other_providers()
-        if named and not {CUDA, TENSORRT} & set(named):
-            return [[Rung("providers-fp32", ("providers",), "whole", providers=(*named, CPU), why="as named")]]
-        if self.gpu or named:
-            return self._gpu_groups()
         exact = [REBUILD, OPENVINO]
+        if named and not {CUDA, TENSORRT} & set(named):
+            rung = Rung("providers-fp32", ("providers",), "whole", providers=(*named, CPU), why="as named")
+            return [[rung], exact, [STOCK]]
+        if self.gpu:
+            return self._gpu_groups()
+        if named:  # without a GPU the rest of what was asked for is still possible
+            return [*self._gpu_groups(), exact, [STOCK]]
         return {
             "fp32": [exact, [STOCK]],
             "int8": [[STATIC], [DYNAMIC], [MIXED], exact, [STOCK]],
