@@ -24,6 +24,7 @@ import shutil
 import socket
 import stat
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -158,21 +159,24 @@ class Store:
         return entry
 
     @contextmanager
-    def lock(self, key: str, seconds: float) -> Iterator[None]:
+    def lock(self, key: str, seconds: float, stop: threading.Event | None = None) -> Iterator[None]:
         """Keeps every other process from making the same entry; where there are no locks two may do the same work.
 
         Args:
             key: of the entry.
             seconds: how long to wait for another process.
+            stop: ends the waiting when it is set.
 
         Raises:
-            CacheError: the time is over, or the directory cannot be written.
+            CacheError: the time is over, waiting was ended, or the directory cannot be written.
         """
         path = self._entry(key).with_suffix(".lock")
         with ExitStack() as stack:
             try:
                 self.root.mkdir(parents=True, exist_ok=True)
-                held = stack.enter_context(locked(path, seconds))
+                held = stack.enter_context(locked(path, seconds, stop))
+            except InterruptedError as err:
+                raise CacheError("The container was told to stop.") from err
             except TimeoutError as err:
                 raise CacheError(
                     f"Another process has been optimizing the same model for more than {seconds:g} s; "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,24 +56,28 @@ def is_free(folder: Path) -> bool | None:
 
 
 @contextmanager
-def locked(path: Path, seconds: float) -> Iterator[bool]:
+def locked(path: Path, seconds: float, stop: threading.Event | None = None) -> Iterator[bool]:
     """Holds the lock of a file, which is made and stays.
 
     Args:
         path: the file.
         seconds: how long to wait for whoever holds it.
+        stop: ends the waiting when it is set.
 
     Yields:
         Whether it is held; False where the file system has no locks.
 
     Raises:
         TimeoutError: it was held by another all the time.
+        InterruptedError: `stop` was set meanwhile.
         OSError: the file cannot be opened.
     """
     descriptor = _open(path)
     try:
         deadline = time.monotonic() + seconds
         while (taken := try_lock(descriptor)) is False:
+            if stop is not None and stop.is_set():
+                raise InterruptedError(errno.EINTR, "told to stop")
             if time.monotonic() >= deadline:
                 raise TimeoutError(errno.ETIMEDOUT, "held by another process")
             time.sleep(_POLL_SECONDS)

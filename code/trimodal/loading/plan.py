@@ -142,11 +142,14 @@ class _Planner:
     def groups(self) -> list[list[Rung]]:
         """Returns the groups that the settings ask for, possible or not."""
         named = self._other_providers()
-        if named and not {CUDA, TENSORRT} & set(named):
-            return [[Rung("providers-fp32", ("providers",), "whole", providers=(*named, CPU), why="as named")]]
-        if self.gpu or named:
-            return self._gpu_groups()
         exact = [REBUILD, OPENVINO]
+        if named and not {CUDA, TENSORRT} & set(named):
+            rung = Rung("providers-fp32", ("providers",), "whole", providers=(*named, CPU), why="as named")
+            return [[rung], exact, [STOCK]]
+        if self.gpu:
+            return self._gpu_groups()
+        if named:  # without a GPU the rest of what was asked for is still possible
+            return [*self._gpu_groups(), exact, [STOCK]]
         return {
             "fp32": [exact, [STOCK]],
             "int8": [[STATIC], [DYNAMIC], [MIXED], exact, [STOCK]],
@@ -200,8 +203,9 @@ class _Planner:
             return "openvino is not installed (requirements/openvino.txt)"
         if rung.precision == "bf16" and not self.hardware.has_bf16:
             return "this CPU has no bf16 products (amx_bf16 or avx512_bf16)"
-        if self.settings.engine == "auto" and self.hardware.vendor != "GenuineIntel":
-            return "chosen by itself on Intel CPUs only; ask with INFERENCE_ENGINE=openvino"
+        asked = self.settings.engine == "openvino" or self.settings.precision == "auto"
+        if not asked and self.hardware.vendor != "GenuineIntel":
+            return "tried by itself on Intel CPUs only; ask with INFERENCE_ENGINE=openvino or MODEL_PRECISION=auto"
         return None
 
     def _provider_obstacle(self, rung: Rung) -> str | None:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -40,6 +41,10 @@ _INPUTS = (
 """Files that decide what passes verification, beside the graph."""
 
 _POLL_SECONDS = 0.05
+
+_STOPPED = "the container was told to stop"
+_OVER_BUDGET = "over OPTIMIZATION_BUDGET_SECONDS"
+_KILLED = "killed by signal 9, probably for memory"
 
 
 def prepare(settings: Settings, threads: int, stop: threading.Event | None = None) -> Selection:
@@ -85,7 +90,7 @@ def _prepare(settings: Settings, threads: int, stop: threading.Event) -> Selecti
     store = Store(choose_root(settings, need))
     if (entry := store.find(key)) is not None:
         return _known(entry, started)
-    with store.lock(key, settings.budget + 60):
+    with store.lock(key, settings.budget + 60, stop):
         if (entry := store.find(key)) is not None:  # another process was faster
             return _known(entry, started)
         with store.draft(key) as draft:
@@ -204,7 +209,8 @@ def run_optimizer(settings: Settings, threads: int, folder: Path, stop: threadin
             break
         begun = unfinished(journal.read())
         rung = begun["rung"] if begun else None
-        journal.write("end", step=begun["step"] if begun else "start", rung=rung, cause=cause)
+        outside = cause in (_STOPPED, _OVER_BUDGET, _KILLED)
+        journal.write("end", step=begun["step"] if begun else "start", rung=rung, cause=cause, outside=outside)
         if rung is None or rung in skip or stop.is_set() or time.monotonic() > deadline:
             break
         skip[rung] = cause
@@ -229,9 +235,9 @@ def _run_once(folder: Path, deadline: float, stop: threading.Event) -> str | Non
         while process.poll() is None:
             seen = _tell(journal, seen)
             if stop.is_set():
-                return "the container was told to stop"
+                return _STOPPED
             if time.monotonic() > deadline:
-                return "over OPTIMIZATION_BUDGET_SECONDS"
+                return _OVER_BUDGET
             time.sleep(_POLL_SECONDS)
     finally:
         if process.poll() is None:
@@ -240,7 +246,7 @@ def _run_once(folder: Path, deadline: float, stop: threading.Event) -> str | Non
     if process.returncode == 0:
         return None
     if process.returncode < 0:
-        return f"killed by signal {-process.returncode}" + (", probably for memory" if process.returncode == -9 else "")
+        return _KILLED if process.returncode == -signal.SIGKILL else f"killed by signal {-process.returncode}"
     return f"the optimizing process ended with status {process.returncode}"
 
 

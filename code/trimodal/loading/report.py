@@ -133,8 +133,10 @@ def choose(events: Sequence[Event], tried: Sequence[Outcome]) -> Choice:
     winner = min(passed, key=lambda outcome: (outcome.group, outcome.facts["ratio"]), default=None)
     reference = any(event["event"] == "reference" for event in events)
     if plan is None or not reference:
-        # Where the tuned session was opened and gave other scores, or could not be, the default one is left.
-        tuned_fails = any(event.get("step") == "reference" and event["cause"] for event in events if "cause" in event)
+        # Where the tuned session was opened and gave other scores, or could not be, the default one is left; where
+        # the process was ended from outside meanwhile, nothing speaks against it.
+        ends = [event for event in events if event["event"] == "end" and event["step"] == "reference"]
+        tuned_fails = any(event["cause"] and not event.get("outside", False) for event in ends)
         level, rung = (3, "baseline") if tuned_fails else (2, "tuned")
         return Choice(level, rung, None, {"optimization": _first_cause(events)}, declined)
     have = {phase for outcome in tried if outcome.result == "declined" for phase in outcome.phases}
@@ -155,8 +157,11 @@ def _why(phase: str, tried: Sequence[Outcome], events: Sequence[Event]) -> str:
 
 
 def _first_cause(events: Sequence[Event]) -> str:
-    causes = [event["cause"] for event in events if event["event"] == "end" and event["cause"]]
-    return causes[0] if causes else "the optimizing process did not start"
+    causes: list[str] = [event["cause"] for event in events if event["event"] == "end" and event["cause"]]
+    if causes:
+        return causes[0]
+    planned = any(event["event"] == "plan" for event in events)
+    return "nothing that brings it was tried" if planned else "the optimizing process did not start"
 
 
 def make_report(events: Sequence[Event], tried: Sequence[Outcome], choice: Choice, seconds: float) -> dict[str, Any]:
