@@ -47,7 +47,7 @@ FAULTS = {
     ),
     "no numbers": (
         "import trimodal.loading.passes.rebuild as r\nw = r.weight\nr.weight = lambda *a: w(*a) * float('nan')",
-        "rebuild-fp32: scores are missing or not finite",
+        "rebuild-fp32: The model gave no finite score",
     ),
     "disk full": (
         FULL,

@@ -73,7 +73,7 @@ def test_an_entry_that_gives_other_scores_than_proven_is_level_2(chosen, served,
         (weights * np.float32(1.05)).tofile(entry / "primary.onnx.data")
     else:
         manifest = json.loads((entry / "manifest.json").read_text())
-        manifest["probes"] = (np.array(manifest["probes"]) + [0.001, -0.001]).tolist()
+        manifest["probes"] = np.add(manifest["probes"], [0.001, -0.001]).tolist()
         (entry / "manifest.json").write_text(json.dumps(manifest))
 
     status = served(told, 2, "tuned")
