@@ -1,0 +1,1 @@
+"""What the container measures of itself, and where it sends that."""
