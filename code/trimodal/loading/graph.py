@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -70,7 +71,8 @@ def _open(artifacts: Artifacts, options: onnxruntime.SessionOptions) -> onnxrunt
     try:
         return onnxruntime.InferenceSession(str(artifacts.graph), options, providers=["CPUExecutionProvider"])
     except Exception as err:  # the library's exceptions share no base
-        reason = str(err).splitlines()[0][:300] if str(err) else type(err).__name__
+        first = str(err).partition("\n")[0].replace(f"{artifacts.graph.parent}{os.sep}", "")  # no path leaves the host
+        reason = first[:300] or type(err).__name__
         raise ArtifactError(
             f"model.onnx cannot be loaded: it is damaged, incomplete or not an ONNX model; export it again. ({reason})"
         ) from err

@@ -18,6 +18,9 @@ from trimodal.serving.naming import name_fields
 MOST = 64
 """Records of golden.jsonl that are replayed, evenly picked: enough for a label agreement of 99 %."""
 
+_PROBE_TOKENS = 64
+"""Longest chunk of a probe: every start runs them."""
+
 _LENGTHS = ((1.0, 0.3), (0.1, 0.5), (0.4, 0.1), (0.2, 0.2), (0.05, 0.02), (0.6, 0.4), (0.15, 1.0), (0.3, 0.15))
 """Shares of the longest text: both long and short, equal and unequal."""
 
@@ -72,17 +75,25 @@ def make_probes(artifacts: Artifacts, vocabulary: int) -> list[Features]:
 
     Whoever opens it checks that it still gives them: other instructions or a damaged library would not.
     """
-    return make_features(artifacts, vocabulary)[3:6]
+    return make_features(artifacts, vocabulary, longest=_PROBE_TOKENS)[3:6]
 
 
-def make_features(artifacts: Artifacts, vocabulary: int, seed: int = 0) -> list[Features]:
-    """Makes up records: long and short texts, of one chunk and of several, random values."""
+def make_features(artifacts: Artifacts, vocabulary: int, seed: int = 0, longest: int | None = None) -> list[Features]:
+    """Makes up records: long and short texts, of one chunk and of several, random values.
+
+    Args:
+        artifacts: the model directory.
+        vocabulary: token ids to draw from.
+        seed: other seeds make other records.
+        longest: tokens of the longest chunk, or None for as many as the model takes.
+    """
+    tokens = min(longest or artifacts.config.max_tokens, artifacts.config.max_tokens)
     rng = np.random.default_rng(seed)
     config = artifacts.config
     most = min(3, config.max_chunks or 3)
 
     def text(share: float, chunks: int) -> EncodedText:
-        sizes = [max(2, round(share * config.max_tokens / (1 + place))) for place in range(chunks)]
+        sizes = [max(2, round(share * tokens / (1 + place))) for place in range(chunks)]
         return EncodedText([rng.integers(0, vocabulary, size).tolist() for size in sizes])
 
     return [

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from trimodal.errors import OptimizationError
 from trimodal.loading.passes.anchors import Linear, Norm, bias, weight
@@ -194,7 +194,13 @@ def position_table(view: GraphView, encoder: Encoder, tokens: int) -> Array:
         "embeddings",
         [source, *others],
         [helper.make_tensor_value_info(target, TensorProto.FLOAT, None)],
-        [tensor for name, tensor in view.initializers.items() if name in read],
+        [
+            numpy_helper.from_array(words[:2].copy(), name)
+            if name == encoder.words
+            else tensor  # two words are asked for
+            for name, tensor in view.initializers.items()
+            if name in read
+        ],
     )
     model = helper.make_model(graph, opset_imports=view.model.opset_import, ir_version=min(view.model.ir_version, 10))
     feed = {value.name: _zeros(value) for value in others}
