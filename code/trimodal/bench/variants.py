@@ -124,6 +124,7 @@ def make_variants(settings: Settings, hardware: Hardware, threads: int, folder: 
     )
     source = Source(
         graph=artifacts.graph, view=view, layout=subject.layout, facts=facts, max_tokens=artifacts.config.max_tokens,
+        max_chunks=artifacts.config.max_chunks,
         samples=subject.samples.features, reduced=not hardware.has_vnni, threads=threads,
     )  # fmt: skip
     rungs, skipped = _rungs(settings, facts, hardware)

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -14,6 +14,7 @@ import onnx
 from trimodal.errors import OptimizationError
 from trimodal.loading.built import Built, TextPart
 from trimodal.loading.facts import ModelFacts
+from trimodal.loading.gpu import MAX_ROWS, profile_shapes
 from trimodal.loading.passes.calibrate import calibrate
 from trimodal.loading.passes.encoders import Encoder, find_encoder
 from trimodal.loading.passes.quantize import int4_product, int8_product
@@ -21,7 +22,7 @@ from trimodal.loading.passes.rebuild import IDS, MASK, Product, Rebuilt, float_p
 from trimodal.loading.passes.split import Text, find_cuts, write_head, write_text_part
 from trimodal.loading.passes.view import Array, GraphView
 from trimodal.loading.passes.writer import GraphWriter
-from trimodal.loading.plan import Rung
+from trimodal.loading.plan import TENSORRT, Rung
 from trimodal.records import Features
 from trimodal.serving.runner import GraphLayout
 
@@ -39,6 +40,7 @@ class Source:
         layout: its inputs and output.
         facts: what it says about itself.
         max_tokens: tokens of the longest chunk.
+        max_chunks: chunks of a text, or None.
         samples: records to calibrate with.
         reduced: INT8 weights keep 7 bits, for CPUs without VNNI.
         threads: threads of one operator while calibrating.
@@ -49,6 +51,7 @@ class Source:
     layout: GraphLayout
     facts: ModelFacts
     max_tokens: int
+    max_chunks: int | None
     samples: Sequence[Features]
     reduced: bool
     threads: int
@@ -81,6 +84,7 @@ def build(rung: Rung, source: Source, folder: Path) -> Built:
         "stock": _stock,
         "openvino": _openvino,
         "whole": _whole,
+        "simplify": _simplified,
     }
     return builders[rung.method](rung, source, folder)
 
@@ -208,6 +212,18 @@ def _whole(rung: Rung, source: Source, folder: Path) -> Built:
 
         model = convert_float_to_float16(model, keep_io_types=True)
     onnx.save(model, folder / "model.onnx", save_as_external_data=True, location="model.onnx.data")
+    layout, profile = source.layout, {}
+    if TENSORRT in rung.providers:
+        layout = replace(layout, rows=MAX_ROWS)
+        profile = profile_shapes(layout, source.max_tokens, source.max_chunks)
+    return Built(rung.name, rung.precision, "onnxruntime", rung.providers, layout, whole="model.onnx", profile=profile)
+
+
+def _simplified(rung: Rung, source: Source, folder: Path) -> Built:
+    """The graph as it is, without what does nothing."""
+    from trimodal.loading.passes.simplify import simplify_graph
+
+    simplify_graph(source.view.model, folder / "model.onnx")
     return Built(rung.name, rung.precision, "onnxruntime", rung.providers, source.layout, whole="model.onnx")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -48,6 +48,7 @@ class Built:
         whole: file of the one graph; empty where the model is split, or is `model.onnx` itself.
         texts: the primary text's part and the secondary text's; empty where the model is whole.
         head: file of the head.
+        profile: options of the first execution provider that this model needs, such as TensorRT's shapes.
         head_shapes: (0 primary or 1 secondary, name) of the texts' inputs that the head reads for their shapes.
     """
 
@@ -62,6 +63,7 @@ class Built:
     texts: tuple[TextPart, ...] = ()
     head: str = ""
     head_shapes: tuple[tuple[int, str], ...] = ()
+    profile: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values."""
@@ -95,8 +97,10 @@ class Built:
                         ),
                         output=layout["output"],
                         batch=layout["batch"],
+                        rows=layout["rows"],
                     ),
                     "texts": tuple(TextPart(**{**part, "outputs": tuple(part["outputs"])}) for part in plain["texts"]),
+                    "profile": dict(plain["profile"]),
                     "head_shapes": tuple((int(side), str(name)) for side, name in plain["head_shapes"]),
                 }
             )

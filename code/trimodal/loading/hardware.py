@@ -21,7 +21,17 @@ _ARM = ("asimd", "i8mm", "bf16")
 FEATURES = frozenset((*_X86, *_ARM))
 """Names in /proc/cpuinfo of the instructions that decide which precision is fast."""
 
-LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "onnx", "numpy", "openvino", "torch", "transformers", "tokenizers")
+LIBRARIES = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnx",
+    "numpy",
+    "onnxslim",
+    "openvino",
+    "torch",
+    "transformers",
+    "tokenizers",
+)
 """Distributions whose version an optimized model depends on."""
 
 _IMPLEMENTERS = {"0x41": "ARM", "0xc0": "Ampere"}  # main ID register, as arch/arm64/include/asm/cputype.h names them

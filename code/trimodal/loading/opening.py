@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from trimodal.loading.built import Built, TextPart
+from trimodal.loading.gpu import BoundSession
+from trimodal.loading.plan import CUDA, TENSORRT
 from trimodal.loading.sessions import Tuning, open_graph
 from trimodal.serving.runner import Runner, Session, TextInput
 from trimodal.serving.split import EncoderCache, Head, SplitRunner, TextEncoder
@@ -60,8 +62,9 @@ def _open(built: Built, path: Path, tuning: Tuning) -> Session:
         from trimodal.loading.openvino import open_openvino
 
         return open_openvino(path, precision=built.precision, threads=tuning.threads, cache_dir=tuning.cache_dir)
-    session: Session = open_graph(path, tuning.options(path.stem), built.providers, tuning.cache_dir)
-    return session
+    session = open_graph(path, tuning.options(path.stem), built.providers, tuning.cache_dir, built.profile)
+    opened: Session = BoundSession(session) if built.providers[0] in (CUDA, TENSORRT) else session
+    return opened
 
 
 def _encoder(session: Session, part: TextPart, text: TextInput) -> TextEncoder:

@@ -157,7 +157,8 @@ class Optimizer:
     def _wanted(self, plan: Plan, place: int) -> list[Rung]:
         """Returns what is to be tried of a group."""
         group = plan.groups[place] if plan.groups else ()
-        return [rung for rung in group if rung.name not in self.skip and not (rung.method == "stock" and self.rebuilt)]
+        late = ("stock", "simplify") if self.rebuilt else ()
+        return [rung for rung in group if rung.name not in self.skip and rung.method not in late]
 
     def _read(self) -> tuple[GraphView, ModelFacts, Plan]:
         artifacts = self._with_graph(read_artifacts(self.settings.model_dir))
@@ -203,6 +204,7 @@ class Optimizer:
                 layout=subject.layout,
                 facts=facts,
                 max_tokens=subject.artifacts.config.max_tokens,
+                max_chunks=subject.artifacts.config.max_chunks,
                 samples=subject.samples.features,
                 reduced=not self.hardware.has_vnni,
                 threads=self.tuning.threads,

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import onnxruntime
@@ -64,9 +65,20 @@ class Tuning:
 
 
 def open_graph(
-    path: Path, options: onnxruntime.SessionOptions, providers: Sequence[str] = (CPU,), cache_dir: Path | None = None
+    path: Path,
+    options: onnxruntime.SessionOptions,
+    providers: Sequence[str] = (CPU,),
+    cache_dir: Path | None = None,
+    profile: Mapping[str, str] = MappingProxyType({}),
 ) -> onnxruntime.InferenceSession:
     """Opens a graph.
+
+    Args:
+        path: the graph.
+        options: how it is run.
+        providers: execution providers, best first.
+        cache_dir: where TensorRT keeps its engines, or None.
+        profile: options of the first provider that this graph needs.
 
     Raises:
         OptimizationError: it cannot be opened, or ONNX Runtime took other providers than asked.
@@ -81,7 +93,10 @@ def open_graph(
         session = onnxruntime.InferenceSession(
             str(path),
             options,
-            providers=[(name, _provider_options(name, cache_dir)) for name in providers],
+            providers=[
+                (name, {**_provider_options(name, cache_dir), **(profile if name == providers[0] else {})})
+                for name in providers
+            ],
             disabled_optimizers=disabled,
         )
     except Exception as err:  # the library's exceptions share no base

@@ -81,6 +81,7 @@ class GraphLayout:
         tabular: the tabular inputs.
         output: name of the probabilities, `[B, K]`.
         batch: fixed size of the batch axis, or None.
+        rows: most records of one run, or None.
     """
 
     primary: TextInput
@@ -88,6 +89,7 @@ class GraphLayout:
     tabular: tuple[TabularInput, ...]
     output: str
     batch: int | None = None
+    rows: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +145,8 @@ class Runner:
             longest_secondary = max(longest_secondary, secondary)
             real += primary + secondary
             padded = (len(batch) + 1) * (longest_primary + longest_secondary)
-            full = len(batch) == self.layout.batch or padded > min(MAX_RUN_TOKENS, MAX_PADDING * real)
-            if batch and full:
+            full = len(batch) in (self.layout.batch, self.layout.rows)
+            if batch and (full or padded > min(MAX_RUN_TOKENS, MAX_PADDING * real)):
                 yield batch
                 batch, real = [], primary + secondary
                 longest_primary, longest_secondary = primary, secondary
