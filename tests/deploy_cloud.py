@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,6 +25,8 @@ from moto.server import ThreadedMotoServer
 ROOT = Path(__file__).parents[1]
 REGION = "eu-west-1"
 IMAGE = f"123456789012.dkr.ecr.{REGION}.amazonaws.com/trimodal-inference"
+FAST = ("--poll", "0.05")
+SIZE = ("--instance-type", "ml.c5.xlarge")  # moto knows no newer ones
 HOP = ("connection", "content-length", "transfer-encoding", "server", "date")
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": REGION}
 
@@ -36,12 +38,14 @@ class Cloud:
     Attributes:
         url: where the command finds it.
         container: port of the server that answers invocations, or None.
-        forms: the calls in AWS's query protocol (CloudFormation, CloudWatch alarms), as they came in.
+        forms: the calls of CloudFormation, as they came in.
+        rewrite: changes moto's answers to them; gets the action and the answer.
     """
 
     url: str
     container: int | None = None
     forms: list[dict[str, str]] = field(default_factory=list)
+    rewrite: Callable[[str, str], str] = lambda _action, body: body
 
     def client(self, service):
         """boto3's client of a service."""
@@ -59,6 +63,11 @@ class Cloud:
         assert done.returncode == status, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
         return done.stdout if status == 0 else done.stderr
+
+    def up(self, *more, **environ):
+        """Makes the endpoint `demo`."""
+        model = ("--image", f"{IMAGE}:one", "--model", "s3://models/demo/one/model.tar.gz")
+        return self.run("up", "demo", *model, *SIZE, *FAST, *more, **environ)
 
     def parameters(self, action):
         """The stack's parameters in the last call of an action; None where the value before was kept."""
@@ -81,9 +90,13 @@ def running() -> Iterator[Cloud]:
     moto.start()
     cloud = Cloud("")
     front = ThreadingHTTPServer(("127.0.0.1", 0), _front(cloud, moto.get_host_and_port()[1]))
+    front.daemon_threads = True  # connections that clients keep open need not end first
+    front.block_on_close = False
     cloud.url = f"http://127.0.0.1:{front.server_port}"
     thread = threading.Thread(target=front.serve_forever)
     thread.start()
+    bucket = {"LocationConstraint": REGION}
+    cloud.client("s3").create_bucket(Bucket="models", CreateBucketConfiguration=bucket)
     try:
         yield cloud
     finally:
@@ -99,15 +112,20 @@ def _front(cloud: Cloud, moto_port: int) -> type[BaseHTTPRequestHandler]:
 
         def answer(self):
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            form = {}
             if "x-www-form-urlencoded" in self.headers.get("Content-Type", ""):
-                cloud.forms.append({key: values[0] for key, values in parse_qs(body.decode()).items()})
+                form = {key: values[0] for key, values in parse_qs(body.decode()).items()}
+                cloud.forms.append(form)
             invoked = self.path.endswith("/invocations") and cloud.container is not None
             port, path = (cloud.container, "/invocations") if invoked else (moto_port, self.path)
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
             try:
                 connection.request(self.command, path, body, dict(self.headers))
                 answer = connection.getresponse()
-                self._relay(answer.status, answer.getheaders(), answer.read(), invoked=invoked)
+                body = answer.read()
+                if "Version" in form:
+                    body = cloud.rewrite(form["Action"], body.decode()).encode()
+                self._relay(answer.status, answer.getheaders(), body, invoked=invoked)
             finally:
                 connection.close()
 

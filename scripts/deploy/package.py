@@ -13,6 +13,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from deploy.errors import DeployError
@@ -61,6 +62,8 @@ def pack(directory: Path, out: Path) -> str:
     """
     if not any((directory / name).is_file() for name in NEEDED):
         raise DeployError(f"{directory} holds neither {' nor '.join(NEEDED)}; name a model directory.")
+    if out.resolve().is_relative_to(directory.resolve()):
+        raise DeployError(f"{out} would lie in what it packs; name a file outside of {directory} with --out.")
     files = sorted(model_files(directory))
     partial = out.with_name(f"{out.name}.partial")
     try:
@@ -70,7 +73,8 @@ def pack(directory: Path, out: Path) -> str:
     except OSError as err:
         raise DeployError(f"{out} cannot be written: {err.strerror}; check space and permissions.") from err
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
     return digest(out)
 
 
@@ -83,12 +87,12 @@ def model_files(directory: Path) -> Iterator[tuple[str, Path]]:
     root = directory.resolve()
     for folder, folders, names in os.walk(directory):
         folders[:] = [name for name in folders if not name.startswith(".") and name not in LEFT_OUT]
-        for name in [*folders, *names]:
+        for name in (name for name in [*folders, *names] if not name.startswith(".")):
             path = Path(folder, name)
             shown = path.relative_to(directory).as_posix()
             if path.is_symlink():
                 _check_link(path, shown, root)
-            if name in folders or name.startswith("."):
+            if name in folders:
                 continue
             if not path.is_file():
                 raise DeployError(f"{shown} is not a file; remove it from {directory}.")

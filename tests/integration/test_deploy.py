@@ -12,13 +12,12 @@ import subprocess
 import sys
 import time
 
-import deploy_cloud
 import pytest
-from deploy_cloud import IMAGE, ROOT
+
+import deploy_cloud
+from deploy_cloud import FAST, IMAGE, ROOT, SIZE
 
 DEMO = ROOT / "scripts" / "models" / "demo"
-FAST = ("--poll", "0.05")
-SIZE = ("--instance-type", "ml.c5.xlarge")  # moto knows no newer ones
 
 pytestmark = pytest.mark.filterwarnings("ignore:Tried to parse AWS:UserWarning")
 
@@ -26,9 +25,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Tried to parse AWS:UserWarning")
 @pytest.fixture
 def cloud():
     with deploy_cloud.running() as cloud:
-        cloud.client("s3").create_bucket(
-            Bucket="models", CreateBucketConfiguration={"LocationConstraint": deploy_cloud.REGION}
-        )
         yield cloud
 
 
@@ -62,11 +58,6 @@ def model_of(cloud):
     sagemaker = cloud.client("sagemaker")
     (model,) = sagemaker.list_models()["Models"]
     return sagemaker.describe_model(ModelName=model["ModelName"])["PrimaryContainer"]
-
-
-def up(cloud, *more, **options):
-    model = ("--image", f"{IMAGE}:one", "--model", "s3://models/demo/one/model.tar.gz")
-    return cloud.run("up", "demo", *model, *SIZE, *FAST, *more, **options)
 
 
 def test_from_up_to_down(cloud, container, tmp_path):
