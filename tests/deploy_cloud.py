@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -93,11 +94,14 @@ def running() -> Iterator[Cloud]:
     front.daemon_threads = True  # connections that clients keep open need not end first
     front.block_on_close = False
     cloud.url = f"http://127.0.0.1:{front.server_port}"
-    thread = threading.Thread(target=front.serve_forever)
+    thread = threading.Thread(target=front.serve_forever, daemon=True)
     thread.start()
-    bucket = {"LocationConstraint": REGION}
-    cloud.client("s3").create_bucket(Bucket="models", CreateBucketConfiguration=bucket)
     try:
+        urllib.request.urlopen(
+            urllib.request.Request(f"{cloud.url}/moto-api/reset", b"")
+        ).close()  # it outlives servers
+        bucket = {"LocationConstraint": REGION}
+        cloud.client("s3").create_bucket(Bucket="models", CreateBucketConfiguration=bucket)
         yield cloud
     finally:
         front.shutdown()
@@ -115,7 +119,7 @@ def _front(cloud: Cloud, moto_port: int) -> type[BaseHTTPRequestHandler]:
             form = {}
             if "x-www-form-urlencoded" in self.headers.get("Content-Type", ""):
                 form = {key: values[0] for key, values in parse_qs(body.decode()).items()}
-                cloud.forms.append(form)
+                cloud.forms += [form] if "Action" in form else []
             invoked = self.path.endswith("/invocations") and cloud.container is not None
             port, path = (cloud.container, "/invocations") if invoked else (moto_port, self.path)
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)

@@ -64,7 +64,7 @@ def _cloud(options: argparse.Namespace) -> Cloud:
     from botocore.exceptions import NoRegionError
 
     boto = boto3.session.Session(region_name=options.region)
-    if boto.region_name is None:
+    if not boto.region_name:
         raise NoRegionError
     return Cloud(boto, Stack(boto.client("cloudformation"), options.name, options.poll), options.poll)
 
