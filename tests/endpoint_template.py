@@ -10,6 +10,7 @@ import yaml
 
 from deploy.release import TEMPLATE
 
+_SEARCH = re.compile(r'(\w+)="([^"]+)"')
 ABSENT = object()
 REQUIRED = {
     "EndpointName": "demo",
@@ -107,6 +108,10 @@ def dashboard_metrics(dashboard: dict[str, Any]) -> list[list[str]]:
     for widget in json.loads(dashboard["Properties"]["DashboardBody"])["widgets"]:
         before: list[str] = []
         for metric in widget["properties"].get("metrics", ()):
+            if "expression" in metric[0]:
+                search = dict(_SEARCH.findall(metric[0]["expression"]))
+                rows.append([search["Namespace"], search["MetricName"], "EndpointName", search["EndpointName"]])
+                continue
             row = [item for item in metric if isinstance(item, str)]
             row = before if row == ["..."] else [old if new == "." else new for new, old in _pairs(row, before)]
             rows.append(row)

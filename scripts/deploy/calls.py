@@ -112,6 +112,7 @@ class Batch:
     Attributes:
         name: the job's name.
         model: the SageMaker model that scores.
+        metrics_as: the endpoint that its metrics name; the real one's alarms are not for batches.
         source: prefix of the input files.
         target: prefix of the output files; each is named as its input, with `.out`.
         content_type: of the inputs; those of lines are split into requests by lines.
@@ -122,6 +123,7 @@ class Batch:
 
     name: str
     model: str
+    metrics_as: str
     source: S3Path
     target: S3Path
     content_type: str
@@ -135,6 +137,7 @@ class Batch:
         return {
             "TransformJobName": self.name,
             "ModelName": self.model,
+            "Environment": {"ENDPOINT_NAME": self.metrics_as},
             "BatchStrategy": "MultiRecord" if lines else "SingleRecord",
             "TransformInput": {
                 "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": self.source.url}},

@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ClientError as err:
         return _failed(_refused(err.response["Error"]))
     except BotoCoreError as err:
-        return _failed(f"{err} {_REMEDIES.get(type(err).__name__, '')}")
+        return _failed(f"{str(err).rstrip('.')}. {_REMEDIES.get(type(err).__name__, '')}")
     except KeyboardInterrupt:
         return _failed("Stopped waiting; what was started goes on. `status` shows it.")
     except OSError as err:

@@ -60,6 +60,7 @@ def batch(cloud: Cloud, options: argparse.Namespace) -> None:
     job = calls.Batch(
         name=f"{cloud.name[:40]}-{time.strftime('%Y%m%d-%H%M%S')}",
         model=state.outputs["ModelName"],
+        metrics_as=f"{cloud.name}-batch",
         source=source,
         target=target,
         content_type=calls.content_type_of(options.input, options.content_type),

@@ -113,6 +113,7 @@ def test_from_up_to_down(cloud, container, tmp_path):
     job = sagemaker.describe_transform_job(TransformJobName=job["TransformJobName"])
     assert job["ModelName"] == sagemaker.list_models()["Models"][0]["ModelName"]
     assert job["TransformInput"]["SplitType"] == "Line"
+    assert job["Environment"] == {"ENDPOINT_NAME": "demo-batch"}, "a batch must not set the endpoint's alarms off"
 
     assert "--yes" in cloud.run("down", "demo", status=1)
     assert "demo is deleted" in cloud.run("down", "demo", "--yes", *FAST)

@@ -197,4 +197,7 @@ def test_role_may_do_nothing_else():
 @pytest.mark.parametrize("hosting", HOSTINGS)
 def test_dashboard_is_of_this_endpoint(hosting):
     rows = dashboard_metrics(resources(Hosting=hosting)["Dashboard"])
-    assert {tuple(row[2:]) for row in rows} == {("EndpointName", "demo", "VariantName", "AllTraffic")}
+    lines, searches = [[row for row in rows if len(row) == size] for size in (6, 4)]
+    assert {tuple(row[2:]) for row in lines} == {("EndpointName", "demo", "VariantName", "AllTraffic")}
+    assert searches == [["TrimodalInference", name, "EndpointName", "demo"] for name in ("StageLatency", "Errors")]
+    assert len(lines) + len(searches) == len(rows)
