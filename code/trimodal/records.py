@@ -99,12 +99,16 @@ class Features:
         primary: the dialogue.
         secondary: the shipment history.
         tabular: float32 `[F]`, in the order of `Schema.tabular`; every value is finite.
+        imputed: tabular values that were missing.
+        unknown: categories that their risk table does not list.
     """
 
     index: int
     primary: EncodedText
     secondary: EncodedText
     tabular: FloatArray
+    imputed: int = 0
+    unknown: int = 0
 
 
 @dataclass(frozen=True, slots=True)

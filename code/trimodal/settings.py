@@ -47,6 +47,7 @@ class Settings:
         budget: seconds that the optimization may take at start (`OPTIMIZATION_BUDGET_SECONDS`).
         strict: fail the start instead of taking a lower level (`STRICT_OPTIMIZATION`).
         encoder_cache: texts whose encoder outputs are remembered (`ENCODER_CACHE_ENTRIES`); 0 for none.
+        shadow_rate: share of the records that the unoptimized model scores again in idle time (`SHADOW_SAMPLE_RATE`).
         score_numbers: scores as JSON numbers instead of strings (`SCORE_FORMAT`).
         response_fields: what answers hold beside the scores (`RESPONSE_FIELDS`).
         log_level: level of the log (`LOG_LEVEL`).
@@ -74,6 +75,7 @@ class Settings:
     budget: int = 300
     strict: bool = False
     encoder_cache: int = 1024
+    shadow_rate: float = 0.0
     score_numbers: bool = False
     response_fields: tuple[str, ...] = ()
     log_level: str = "INFO"
@@ -111,6 +113,7 @@ class Settings:
             budget=env.integer("OPTIMIZATION_BUDGET_SECONDS", 300, 1, 3600),
             strict=env.flag("STRICT_OPTIMIZATION", default=False),
             encoder_cache=env.integer("ENCODER_CACHE_ENTRIES", 1024, 0, 10_000_000),
+            shadow_rate=env.share("SHADOW_SAMPLE_RATE"),
             score_numbers=env.choice("SCORE_FORMAT", ("string", "number"), "string") == "number",
             response_fields=env.choices("RESPONSE_FIELDS", RESPONSE_FIELDS),
             log_level=env.choice("LOG_LEVEL", LOG_LEVELS, "INFO", upper=True),
@@ -144,6 +147,16 @@ class _Environment:
             value = low - 1
         if not low <= value <= high:
             raise SettingsError(f"{key}={text!r} must be a whole number from {low} to {high}.")
+        return value
+
+    def share(self, key: str) -> float:
+        text = self.text(key, "0")
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value <= 1:
+            raise SettingsError(f"{key}={text!r} must be a number from 0 to 1.")
         return value
 
     def choice(self, key: str, allowed: tuple[str, ...], default: str, *, upper: bool = False) -> str:

@@ -149,6 +149,17 @@ def open_model(artifacts: Artifacts, pad_id: int, tuning: Tuning | None = None) 
     return Runner(session, find_layout(session, artifacts.schema), pad_id)
 
 
+def open_reference(settings: Settings) -> Runner:
+    """Opens `model.onnx` as it is, on one thread: what an optimized model is compared with while it serves.
+
+    Raises:
+        ArtifactError: it cannot be opened.
+    """
+    artifacts = read_artifacts(settings.model_dir)
+    tokenizer = load_tokenizer(settings.model_dir, artifacts.config.tokenizer)
+    return open_model(artifacts, tokenizer.token_to_id("[PAD]") or 0, Tuning(1))
+
+
 def response_format(settings: Settings) -> ResponseFormat:
     """Returns how answers are written."""
     return ResponseFormat(

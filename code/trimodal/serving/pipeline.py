@@ -6,13 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from trimodal.records import Features, FloatArray, Payload, Predictions, Schema
+from trimodal.records import Features, FloatArray, Payload, Predictions, Record, Schema
 from trimodal.serving.calibrate import Calibrator
 from trimodal.serving.decode import decode, find_decoder
 from trimodal.serving.encode import ResponseFormat, encode, negotiate
-from trimodal.serving.features import FeatureEncoder
 from trimodal.serving.naming import name_fields
 from trimodal.serving.tabular import is_missing
+
+
+class Reader(Protocol):
+    """What reads records: a `FeatureEncoder`."""
+
+    def encode(self, record: Record) -> Features:
+        """Turns one record into features."""
 
 
 class Scorer(Protocol):
@@ -37,7 +43,7 @@ class Pipeline:
     """
 
     schema: Schema
-    features: FeatureEncoder
+    features: Reader
     runner: Scorer
     calibrator: Calibrator
     form: ResponseFormat
