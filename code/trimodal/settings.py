@@ -5,6 +5,7 @@ A value that cannot be used stops the start with a message that names the variab
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 RESPONSE_FIELDS = ("output-label", "id")
 MEDIA_TYPES = ("application/json", "application/jsonlines", "text/csv")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4", "auto")
+SINKS = ("emf", "cloudwatch", "prometheus", "none")
 ENGINES = ("auto", "onnxruntime", "openvino")
 
 
@@ -50,6 +52,11 @@ class Settings:
         shadow_rate: share of the records that the unoptimized model scores again in idle time (`SHADOW_SAMPLE_RATE`).
         score_numbers: scores as JSON numbers instead of strings (`SCORE_FORMAT`).
         response_fields: what answers hold beside the scores (`RESPONSE_FIELDS`).
+        metrics_sinks: where measurements go (`METRICS_SINKS`); empty for nowhere.
+        metrics_namespace: of the metrics in CloudWatch (`METRICS_NAMESPACE`).
+        metrics_interval: seconds between two publications (`METRICS_INTERVAL_SECONDS`).
+        endpoint_name: the endpoint, as dimension of the metrics (`ENDPOINT_NAME`), or empty.
+        variant_name: its variant (`VARIANT_NAME`).
         log_level: level of the log (`LOG_LEVEL`).
         run_dir: where workers report to the process that started them (`TRIMODAL_RUN_DIR`, internal), or None.
     """
@@ -78,6 +85,11 @@ class Settings:
     shadow_rate: float = 0.0
     score_numbers: bool = False
     response_fields: tuple[str, ...] = ()
+    metrics_sinks: tuple[str, ...] = ("emf",)
+    metrics_namespace: str = "TrimodalInference"
+    metrics_interval: int = 60
+    endpoint_name: str = ""
+    variant_name: str = "AllTraffic"
     log_level: str = "INFO"
     run_dir: Path | None = None
 
@@ -116,10 +128,20 @@ class Settings:
             shadow_rate=env.share("SHADOW_SAMPLE_RATE"),
             score_numbers=env.choice("SCORE_FORMAT", ("string", "number"), "string") == "number",
             response_fields=env.choices("RESPONSE_FIELDS", RESPONSE_FIELDS),
+            metrics_sinks=env.sinks("METRICS_SINKS"),
+            metrics_namespace=env.pattern("METRICS_NAMESPACE", "TrimodalInference", _NAMESPACE, _NAMESPACE_RULE),
+            metrics_interval=env.integer("METRICS_INTERVAL_SECONDS", 60, 1, 3600),
+            endpoint_name=env.pattern("ENDPOINT_NAME", "", _NAME, _NAME_RULE),
+            variant_name=env.pattern("VARIANT_NAME", "AllTraffic", _NAME, _NAME_RULE),
             log_level=env.choice("LOG_LEVEL", LOG_LEVELS, "INFO", upper=True),
             run_dir=Path(run_dir) if (run_dir := env.text("TRIMODAL_RUN_DIR", "")) else None,
         )
 
+
+_NAMESPACE = re.compile(r"(?!AWS/)[0-9A-Za-z.\-_/#:]{1,255}")
+_NAMESPACE_RULE = "1 to 255 letters, digits and .-_/#: that do not begin with AWS/"
+_NAME = re.compile(r"[0-9A-Za-z](-*[0-9A-Za-z]){0,62}")
+_NAME_RULE = "at most 63 letters, digits and hyphens"
 
 _FLAGS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
@@ -172,6 +194,18 @@ class _Environment:
             if name not in allowed:
                 raise SettingsError(f"{key}: {name!r} must be one of {', '.join(allowed)}.")
         return names
+
+    def sinks(self, key: str) -> tuple[str, ...]:
+        names = tuple(dict.fromkeys(self.choices(key, SINKS))) or ("emf",)
+        if "none" in names and len(names) > 1:
+            raise SettingsError(f"{key}: 'none' stands alone.")
+        return () if names == ("none",) else names
+
+    def pattern(self, key: str, default: str, allowed: re.Pattern[str], rule: str) -> str:
+        text = self.text(key, default)
+        if text and not allowed.fullmatch(text):
+            raise SettingsError(f"{key}={text!r} must be {rule}.")
+        return text
 
     def names(self, key: str) -> tuple[str, ...]:
         return tuple(name.strip() for name in self.text(key, "").split(",") if name.strip())

@@ -113,6 +113,36 @@ def find_gpu(tool: str = "nvidia-smi") -> Gpu | None:
     return Gpu(name, int(amount) * MIB if amount.isdecimal() else 0, driver, capability)
 
 
+def memory_use(root: Path = Path("/")) -> tuple[int | None, int]:
+    """Reads what the container's processes hold, without the files that the kernel keeps for them while it can.
+
+    Args:
+        root: where `proc` and `sys` are.
+
+    Returns:
+        Bytes, or None where no control group tells; and how many processes the kernel has killed for memory.
+    """
+    used: list[int] = []
+    kills = 0
+    for folder in _control_groups(root, "memory"):
+        for total, cached in (("memory.current", "inactive_file"), ("memory.usage_in_bytes", "total_inactive_file")):
+            if (amount := _number(folder / total)) is not None:
+                used.append(max(0, amount - _field(folder / "memory.stat", cached)))
+        kills = max(
+            kills, _field(folder / "memory.events", "oom_kill"), _field(folder / "memory.oom_control", "oom_kill")
+        )
+    return min(used, default=None), kills
+
+
+def _field(path: Path, name: str) -> int:
+    """Returns a number of a file of `name number` lines; 0 where it is not there."""
+    for line in _read(path).splitlines():
+        key, _, value = line.partition(" ")
+        if key == name and value.strip().isdecimal():
+            return int(value)
+    return 0
+
+
 def no_gpu() -> None:
     """Stands in for `find_gpu` where only cores and memory matter: asking the driver can take seconds."""
 

@@ -24,7 +24,7 @@ from trimodal.errors import (
     RequestError,
     Unavailable,
 )
-from trimodal.servers.workers import ANSWERED
+from trimodal.servers.workers import ANSWERED, SENT
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _NOT_FORWARDED = frozenset(
     {
         "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding",
-        "upgrade", "host", "content-length", "content-encoding", "expect", ANSWERED,
+        "upgrade", "host", "content-length", "content-encoding", "expect", ANSWERED, SENT,
     }
 )  # fmt: skip
 """Headers that belong to one connection (RFC 9110, section 7.6.1), or that are set anew."""
@@ -72,14 +72,23 @@ class Front:
         self.timeout = timeout
         self.ready = ready
         self.served = served
+        self.measure: Callable[[int, float], None] = lambda _status, _milliseconds: None
+        self.metrics: Callable[[], tuple[bytes, str]] | None = None
         self.draining = False
         self.in_flight = 0
+
+    def observe(self, measure: Callable[[int, float], None], metrics: Callable[[], tuple[bytes, str]] | None) -> None:
+        """Has requests measured (status, milliseconds), and `/metrics` shown where something writes it."""
+        self.measure = measure
+        self.metrics = metrics
 
     def application(self) -> web.Application:
         """Returns the web application."""
         app = web.Application(client_max_size=self.max_payload, middlewares=[_json_errors])
         app.on_response_prepare.append(self._retire_connection)
         app.router.add_get("/ping", self.ping)
+        if self.metrics is not None:
+            app.router.add_get("/metrics", self.show_metrics)
         app.router.add_post("/invocations", self.invocations, expect_handler=self._expect)
         app.cleanup_ctx.append(self._client)
         return app
@@ -121,9 +130,15 @@ class Front:
         finally:
             self.in_flight -= 1
         milliseconds = round((time.perf_counter() - started) * 1000, 2)
+        self.measure(response.status, milliseconds)
         extra = {"status": response.status, "milliseconds": milliseconds, "bytes": request.content_length}
         logger.info("invocation", extra=extra)
         return response
+
+    async def show_metrics(self, _request: web.Request) -> web.Response:
+        """Answers what a Prometheus server asks for."""
+        body, media = self.metrics() if self.metrics is not None else (b"", "text/plain")
+        return web.Response(body=body, headers={"Content-Type": media})
 
     async def _body(self, request: web.Request) -> bytes:
         too_large = PayloadTooLarge(f"The body is larger than {self.max_payload // 2**20} MB; send fewer records.")
@@ -139,6 +154,7 @@ class Front:
     async def _forward(self, request: web.Request, body: bytes) -> web.Response:
         headers = _forwarded(request.headers)
         headers.setdefault("Content-Type", JSON)
+        headers[SENT] = f"{time.monotonic():.6f}"
         try:
             async with request.app[_SESSION].post(
                 f"{self.upstream}/invocations", data=body, headers=headers, skip_auto_headers=_AUTOMATIC

@@ -11,6 +11,7 @@ import logging
 import os
 import time
 import traceback
+from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,14 @@ from sagemaker_inference.errors import BaseInferenceToolkitError
 
 from trimodal import log
 from trimodal.errors import InferenceFailed, MalformedBody, RequestError, TrimodalError
+from trimodal.loading.load import open_reference
+from trimodal.metrics.channel import CHANNEL, Sender
+from trimodal.metrics.instrumented import measured, timed
+from trimodal.metrics.shadow import shadowed
 from trimodal.servers.handlers import Handler, call, find_handlers
-from trimodal.servers.workers import ANSWERED, WorkerReport
+from trimodal.servers.workers import ANSWERED, SENT, WorkerReport
 from trimodal.serving.encode import JSON, negotiate
+from trimodal.serving.pipeline import Pipeline
 from trimodal.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -30,8 +36,14 @@ logger = logging.getLogger(__name__)
 class Service:
     """One loaded model and the functions that answer for it."""
 
-    def __init__(self, settings: Settings, model_dir: Path, context: object) -> None:
+    def __init__(self, settings: Settings, model_dir: Path, context: object, sender: Sender | None = None) -> None:
         """Loads the model.
+
+        Args:
+            settings: the container's settings.
+            model_dir: the model directory.
+            context: the model server's context.
+            sender: takes the measurements of this process, or None.
 
         Raises:
             StartupError: it cannot be loaded.
@@ -44,7 +56,21 @@ class Service:
         self.model = _run("model_fn", handlers.model_fn, str(model_dir), context=context)
         if handlers.model_warmup_fn is not None:
             _run("model_warmup_fn", handlers.model_warmup_fn, str(model_dir), self.model, context=context)
+        self.sender = sender
+        if sender is not None:
+            self._measure(replace(settings, model_dir=model_dir), sender)
         logger.info("model loaded and warmed up", extra={"seconds": round(time.perf_counter() - started, 3)})
+
+    def _measure(self, settings: Settings, sender: Sender) -> None:
+        """Wraps the model, where it is ours, and the handlers before and after it."""
+        if isinstance(self.model, Pipeline):
+            inside = measured(self.model, sender)
+            self.model = shadowed(inside, sender, settings.shadow_rate, lambda: open_reference(settings))
+        self.handlers = replace(
+            self.handlers,
+            input_fn=timed(self.handlers.input_fn, "decode", sender),
+            output_fn=timed(self.handlers.output_fn, "encode", sender),
+        )
 
     def answer(self, body: bytes | str, content_type: str, accept: str, context: object) -> tuple[bytes, str]:
         """Answers one request; returns the body and its media type."""
@@ -105,8 +131,9 @@ def _load(model_dir: Path, context: Any) -> None:
     settings = Settings.from_environment(os.environ)
     log.configure(settings.log_level)
     report = WorkerReport(settings.run_dir)
+    sender = Sender(settings.run_dir / CHANNEL) if settings.run_dir is not None and settings.metrics_sinks else None
     try:
-        _services[str(model_dir)] = Service(settings, model_dir, context)
+        _services[str(model_dir)] = Service(settings, model_dir, context, sender)
     except TrimodalError as err:
         report.failed(str(err))
         raise
@@ -122,6 +149,8 @@ def _answer(service: Service, index: int, request: dict[str, Any], context: Any)
     headers = {name.lower(): value for name, value in context.get_all_request_header(index).items()}
     content_type = str(headers.get("content-type") or JSON)
     accept = str(headers.get("accept") or "*/*")
+    if service.sender is not None and SENT in headers:
+        service.sender.record("QueueTime", max(0.0, (time.monotonic() - float(headers[SENT])) * 1000))
     status = 200
     try:
         content, media = service.answer(_body(request), content_type, accept, context)
@@ -129,6 +158,8 @@ def _answer(service: Service, index: int, request: dict[str, Any], context: Any)
         error = _request_error(err)
         content, media = error.to_json(), JSON
         status = err.status_code if isinstance(err, BaseInferenceToolkitError) else error.status
+    if service.sender is not None:
+        service.sender.flush()
     context.set_response_status(code=status, phrase=_phrase(status), idx=index)
     context.set_response_header(index, "content-type", media)
     context.set_response_header(index, ANSWERED, "1")

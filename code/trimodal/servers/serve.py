@@ -17,7 +17,7 @@ import struct
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from aiohttp import web
@@ -25,9 +25,11 @@ from aiohttp import web
 from trimodal.errors import ArtifactError, StartupError
 from trimodal.loading.hardware import detect, no_gpu, thread_count, worker_count
 from trimodal.loading.prepare import prepare
+from trimodal.loading.selection import Selection
 from trimodal.servers import model_server
 from trimodal.servers.front import Front
-from trimodal.servers.workers import failure, ready_workers, served
+from trimodal.servers.telemetry import Telemetry
+from trimodal.servers.workers import failure, living, ready_workers, served
 from trimodal.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -71,12 +73,16 @@ async def _serve(settings: Settings, run_dir: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     workers = worker_count(settings)
-    if not await _prepare(settings, run_dir, stop):
+    selection = await _prepare(settings, run_dir, stop)
+    if selection is None:
         return
+    telemetry = Telemetry(settings, run_dir)
     server = model_server.start(settings, workers, detect(gpu=no_gpu).memory, run_dir)
     try:
         if not await _wait_until_ready(server, settings, workers, run_dir, stop):
             return
+        telemetry.cold_start(selection, time.perf_counter() - started)
+        telemetry.serving(served(run_dir), living(run_dir))
         front = Front(
             server.address,
             settings.max_payload,
@@ -84,17 +90,19 @@ async def _serve(settings: Settings, run_dir: Path) -> None:
             ready=lambda: ready_workers(run_dir),
             served=lambda: served(run_dir),
         )
+        front.observe(telemetry.request, telemetry.metrics)
         async with _listening(front, settings.port):
             seconds = round(time.perf_counter() - started, 2)
             logger.info("serving", extra={"port": settings.port, "workers": workers, "seconds": seconds})
-            await _until_stopped(server, stop)
+            await _until_stopped(server, stop, lambda: telemetry.serving(served(run_dir), living(run_dir)))
     finally:
         await asyncio.to_thread(server.stop)
+        await asyncio.to_thread(telemetry.close)
     logger.info("stopped")
 
 
-async def _prepare(settings: Settings, run_dir: Path, stop: asyncio.Event) -> bool:
-    """Chooses what to serve, once for all workers, before any of them loads; False when told to stop before.
+async def _prepare(settings: Settings, run_dir: Path, stop: asyncio.Event) -> Selection | None:
+    """Chooses what to serve, once for all workers, before any of them loads; None when told to stop before.
 
     Raises:
         ArtifactError: see `trimodal.loading.prepare`.
@@ -107,10 +115,11 @@ async def _prepare(settings: Settings, run_dir: Path, stop: asyncio.Event) -> bo
         told.set()
         with contextlib.suppress(StartupError):
             await work
-        return False
+        return None
     waiting.cancel()
-    (await work).write(run_dir)
-    return True
+    selection = await work
+    selection.write(run_dir)
+    return selection
 
 
 async def _wait_until_ready(
@@ -182,8 +191,8 @@ def _refuse_connections(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
-async def _until_stopped(server: model_server.ModelServer, stop: asyncio.Event) -> None:
-    """Waits for a signal.
+async def _until_stopped(server: model_server.ModelServer, stop: asyncio.Event, look: Callable[[], None]) -> None:
+    """Waits for a signal, and looks after the workers meanwhile.
 
     Raises:
         StartupError: the model server ended by itself.
@@ -191,5 +200,6 @@ async def _until_stopped(server: model_server.ModelServer, stop: asyncio.Event) 
     while not stop.is_set():
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), timeout=0.5)
+        look()
         if server.process.poll() is not None and not stop.is_set():
             raise StartupError(f"The model server ended with status {server.process.returncode}; see its log above.")

@@ -12,6 +12,9 @@ from typing import Any
 ANSWERED = "x-trimodal-answer"
 """Header on every answer of a handler, so that the front tells it from the model server's own errors."""
 
+SENT = "x-trimodal-sent"
+"""Header on every request to a worker: when the front sent it, seconds of the host's monotonic clock."""
+
 _FAILED = "failed"
 _READY = ".ready"
 
@@ -45,7 +48,12 @@ class WorkerReport:
 
 def ready_workers(run_dir: Path) -> int:
     """Counts the living processes that have reported ready."""
-    return sum(_alive(int(path.stem)) for path in run_dir.glob(f"*{_READY}"))
+    return len(living(run_dir))
+
+
+def living(run_dir: Path) -> set[int]:
+    """Returns the process ids of the workers that have reported ready and live."""
+    return {pid for path in run_dir.glob(f"*{_READY}") if _alive(pid := int(path.stem))}
 
 
 def served(run_dir: Path) -> dict[str, Any]:
