@@ -198,7 +198,7 @@ class _Environment:
     def sinks(self, key: str) -> tuple[str, ...]:
         names = tuple(dict.fromkeys(self.choices(key, SINKS))) or ("emf",)
         if "none" in names and len(names) > 1:
-            raise SettingsError(f"{key}: 'none' stands alone.")
+            raise SettingsError(f"{key}={self.text(key, '')!r}: 'none' stands alone.")
         return () if names == ("none",) else names
 
     def pattern(self, key: str, default: str, allowed: re.Pattern[str], rule: str) -> str:

@@ -34,11 +34,10 @@ class Sender:
     """
 
     def __init__(self, path: Path) -> None:
-        """Makes a sender to the socket at `path`, which need not be there yet."""
+        """Makes a sender to the socket at `path`, which need not be there yet; opens nothing."""
         self._path = str(path)
         self._aggregate = Aggregate()
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.setblocking(False)
+        self._socket: socket.socket | None = None
 
     def record(self, name: str, value: float = 1.0, /, **dimensions: str) -> None:
         """Takes one measurement."""
@@ -46,6 +45,9 @@ class Sender:
 
     def flush(self) -> None:
         """Sends what was taken since the last time."""
+        if self._socket is None:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            self._socket.setblocking(False)
         for datagram, parts in _datagrams(self._aggregate.drain()):
             try:
                 self._socket.sendto(datagram, self._path)
@@ -59,7 +61,8 @@ class Sender:
 
     def close(self) -> None:
         """Closes the socket."""
-        self._socket.close()
+        if self._socket is not None:
+            self._socket.close()
 
 
 class Receiver:
