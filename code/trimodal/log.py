@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+from collections.abc import Iterable
+from contextvars import ContextVar
 from typing import TextIO
 
 from pythonjsonlogger.json import JsonFormatter
 
 _NOISE = frozenset({"Backend worker process died."})
 """What multi-model-server's worker logs, with a traceback, when it ends for whatever reason: we have said why."""
+
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+"""The id of the request at hand; it stands in every line that the request causes."""
 
 
 def configure(level: str, stream: TextIO | None = None) -> None:
@@ -28,6 +34,57 @@ def configure(level: str, stream: TextIO | None = None) -> None:
         )
     )
     handler.addFilter(lambda record: record.msg not in _NOISE)
+    handler.addFilter(_identify)
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
     logging.getLogger("mms").setLevel(logging.WARNING)  # the model server's worker logs a metric a request
+
+
+def write_line(line: str) -> None:
+    """Writes a line that is JSON already to where the log goes, whole, whatever other threads write."""
+    handler = next((handler for handler in logging.getLogger().handlers if isinstance(handler, _HANDLER)), None)
+    if handler is None:
+        sys.stdout.write(line + "\n")
+        return
+    handler.acquire()
+    try:
+        handler.stream.write(line + handler.terminator)
+        handler.flush()
+    finally:
+        handler.release()
+
+
+def relay(lines: Iterable[bytes], name: str) -> None:
+    """Writes another process's output to the log: JSON lines as they are, others as the message of one.
+
+    Args:
+        lines: the output.
+        name: the logger under which lines that are not JSON stand.
+    """
+    logger = logging.getLogger(name)
+    for line in lines:
+        text = line.decode("utf-8", errors="replace").strip()
+        if _is_json(text):
+            write_line(text)
+        elif text:
+            logger.info("%s", text)
+
+
+_HANDLER = logging.StreamHandler
+
+
+def _is_json(text: str) -> bool:
+    if not text.startswith("{"):
+        return False
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _identify(record: logging.LogRecord) -> bool:
+    """Adds the request's id to a line; filters nothing out."""
+    if identity := request_id.get():
+        record.request_id = identity
+    return True

@@ -6,10 +6,10 @@ Source of the form and its limits: "Specification: Embedded metric format" in th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, TextIO
+from typing import Any
 
 from trimodal.metrics.aggregate import Series, Snapshot, combine
 from trimodal.metrics.table import dimension_sets
@@ -24,23 +24,22 @@ MAX_VALUES = 100
 class EmfSink:
     """Writes each publication as JSON lines; a line holds the metrics of one set of dimensions."""
 
-    def __init__(self, stream: TextIO, namespace: str, container: Mapping[str, str]) -> None:
+    def __init__(self, write: Callable[[str], None], namespace: str, container: Mapping[str, str]) -> None:
         """Makes the sink.
 
         Args:
-            stream: where to; nothing else may be written into one of its lines.
+            write: writes a line, whole, into the container's log.
             namespace: of the metrics.
             container: the container's dimensions, read anew for each publication.
         """
-        self._stream = stream
+        self._write = write
         self._namespace = namespace
         self._container = container
 
     def publish(self, snapshot: Snapshot, at: float) -> None:
         """Writes what was measured."""
-        lines = [self._line(dimensions, part, at) for dimensions, part in _lines(snapshot, self._container)]
-        self._stream.write("".join(f"{line}\n" for line in lines))  # at once, so that no other line gets between
-        self._stream.flush()
+        for dimensions, part in _lines(snapshot, self._container):
+            self._write(self._line(dimensions, part, at))
 
     def close(self, seconds: float) -> None:
         """Does nothing: every line is out."""

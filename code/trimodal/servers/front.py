@@ -7,7 +7,9 @@ error in one JSON form, and lets requests in flight finish before the container 
 from __future__ import annotations
 
 import logging
+import re
 import time
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector, web
@@ -24,7 +26,8 @@ from trimodal.errors import (
     RequestError,
     Unavailable,
 )
-from trimodal.servers.workers import ANSWERED, SENT
+from trimodal.log import request_id
+from trimodal.servers.workers import ANSWERED, CODE, REQUEST_ID, SENT
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +38,19 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _NOT_FORWARDED = frozenset(
     {
         "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding",
-        "upgrade", "host", "content-length", "content-encoding", "expect", ANSWERED, SENT,
+        "upgrade", "host", "content-length", "content-encoding", "expect", ANSWERED, CODE,
+        REQUEST_ID, SENT,
     }
 )  # fmt: skip
 """Headers that belong to one connection (RFC 9110, section 7.6.1), or that are set anew."""
 
 _AUTOMATIC = ("Accept", "Accept-Encoding", "User-Agent")
 
+
+_IDENTITIES = ("X-Amzn-SageMaker-Inference-Id", "X-Amzn-RequestId", "X-Request-Id")
+"""Headers that name a request, the best first."""
+
+_IDENTITY = re.compile(r"[A-Za-z0-9._:/=+@-]{1,128}")
 
 _SHOWN = ("level", "rung", "precision", "engine", "causes", "declined")
 """What `/ping` tells of the ladder."""
@@ -72,13 +81,15 @@ class Front:
         self.timeout = timeout
         self.ready = ready
         self.served = served
-        self.measure: Callable[[int, float], None] = lambda _status, _milliseconds: None
+        self.measure: Callable[[str | None, float], None] = lambda _code, _milliseconds: None
         self.metrics: Callable[[], tuple[bytes, str]] | None = None
         self.draining = False
         self.in_flight = 0
 
-    def observe(self, measure: Callable[[int, float], None], metrics: Callable[[], tuple[bytes, str]] | None) -> None:
-        """Has requests measured (status, milliseconds), and `/metrics` shown where something writes it."""
+    def observe(
+        self, measure: Callable[[str | None, float], None], metrics: Callable[[], tuple[bytes, str]] | None
+    ) -> None:
+        """Has requests measured (error's code or None, milliseconds), and `/metrics` shown where something writes it."""
         self.measure = measure
         self.metrics = metrics
 
@@ -122,6 +133,7 @@ class Front:
     async def invocations(self, request: web.Request) -> web.Response:
         """Forwards one request and its answer."""
         started = time.perf_counter()
+        request_id.set(_identity(request.headers))
         self.in_flight += 1
         try:
             response = await self._forward(request, await self._body(request))
@@ -130,7 +142,8 @@ class Front:
         finally:
             self.in_flight -= 1
         milliseconds = round((time.perf_counter() - started) * 1000, 2)
-        self.measure(response.status, milliseconds)
+        code = None if response.status < 400 else response.get("code") or "handler_error"
+        self.measure(code, milliseconds)
         extra = {"status": response.status, "milliseconds": milliseconds, "bytes": request.content_length}
         logger.info("invocation", extra=extra)
         return response
@@ -154,6 +167,7 @@ class Front:
     async def _forward(self, request: web.Request, body: bytes) -> web.Response:
         headers = _forwarded(request.headers)
         headers.setdefault("Content-Type", JSON)
+        headers[REQUEST_ID] = request_id.get()
         headers[SENT] = f"{time.monotonic():.6f}"
         try:
             async with request.app[_SESSION].post(
@@ -166,7 +180,9 @@ class Front:
             raise Unavailable("The model server does not answer; try again later.") from err
         if ANSWERED not in answer.headers:
             raise _server_error(answer.status)
-        return web.Response(status=answer.status, body=content, headers=_forwarded(answer.headers))
+        response = web.Response(status=answer.status, body=content, headers=_forwarded(answer.headers))
+        response["code"] = answer.headers.get(CODE)
+        return response
 
 
 _SESSION = web.AppKey("session", ClientSession)
@@ -174,6 +190,12 @@ _SESSION = web.AppKey("session", ClientSession)
 
 def _forwarded(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
     return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in _NOT_FORWARDED)
+
+
+def _identity(headers: CIMultiDictProxy[str]) -> str:
+    """Returns the id that the request brings, or a new one; what does not look like an id is not logged."""
+    brought = (headers.get(name, "") for name in _IDENTITIES)
+    return next((name for name in brought if _IDENTITY.fullmatch(name)), None) or uuid.uuid4().hex
 
 
 def _server_error(status: int) -> RequestError:
@@ -205,4 +227,6 @@ async def _json_errors(request: web.Request, handler: Handler) -> web.StreamResp
 
 
 def _error(error: RequestError) -> web.Response:
-    return web.Response(status=error.status, body=error.to_json(), content_type=JSON)
+    response = web.Response(status=error.status, body=error.to_json(), content_type=JSON)
+    response["code"] = error.code
+    return response

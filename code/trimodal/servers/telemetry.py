@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from trimodal.loading.hardware import detect, memory_use, no_gpu
 from trimodal.loading.plan import phases_of
 from trimodal.loading.selection import Selection
+from trimodal.log import write_line
 from trimodal.metrics.aggregate import Aggregate
 from trimodal.metrics.channel import CHANNEL, Receiver
 from trimodal.metrics.publisher import Publisher, Sink
@@ -58,7 +58,7 @@ class Telemetry:
         if "emf" in settings.metrics_sinks:
             from trimodal.metrics.emf import EmfSink
 
-            sinks.append(EmfSink(sys.stdout, settings.metrics_namespace, self._container))
+            sinks.append(EmfSink(write_line, settings.metrics_namespace, self._container))
         if "cloudwatch" in settings.metrics_sinks:
             from trimodal.metrics.cloudwatch import CloudWatchSink
 
@@ -94,12 +94,12 @@ class Telemetry:
         self._served = served
         self._container["Precision"] = str(served.get("precision", self._container["Precision"]))
 
-    def request(self, status: int, milliseconds: float) -> None:
-        """Records one answered request."""
+    def request(self, code: str | None, milliseconds: float) -> None:
+        """Records one answered request; `code` is its error's, or None."""
         self.recorder.record("Requests")
         self.recorder.record("Latency", milliseconds)
-        if status >= 400:
-            self.recorder.record("Errors", Code=str(status))
+        if code is not None:
+            self.recorder.record("Errors", Code=code)
         if "providers" in self._served.get("causes", ()):
             self.recorder.record("ProviderFallback")
 

@@ -15,6 +15,12 @@ ANSWERED = "x-trimodal-answer"
 SENT = "x-trimodal-sent"
 """Header on every request to a worker: when the front sent it, seconds of the host's monotonic clock."""
 
+REQUEST_ID = "x-trimodal-request-id"
+"""Header on every request to a worker: its id, for the log."""
+
+CODE = "x-trimodal-code"
+"""Header on every answer of a handler that is an error: its code."""
+
 _FAILED = "failed"
 _READY = ".ready"
 
