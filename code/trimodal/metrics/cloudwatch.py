@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import boto3
+from boto3.session import Session  # boto3's own default one is not for threads
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, NoRegionError, PartialCredentialsError
 
@@ -96,7 +96,7 @@ class CloudWatchSink:
         client: Any = None
         while (data := self._next()) is not None:
             try:
-                client = client or boto3.client("cloudwatch", config=_CONFIG)
+                client = client or Session().client("cloudwatch", config=_CONFIG)
                 for call in _calls(data):
                     client.put_metric_data(Namespace=self._namespace, MetricData=call)
                 failures = 0

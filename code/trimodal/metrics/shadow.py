@@ -6,6 +6,7 @@ it: a full queue drops records, and at most one record is being scored when a re
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import queue
@@ -68,6 +69,7 @@ class Shadow:
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._work, name="shadow", daemon=True)
         self._thread.start()
+        atexit.register(self.close)  # a thread within ONNX Runtime must not outlive the interpreter
 
     def run(self, features: Sequence[Features]) -> FloatArray:
         """Scores records; see `trimodal.serving.pipeline.Scorer`."""
@@ -83,6 +85,7 @@ class Shadow:
 
     def close(self, seconds: float = 2.0) -> None:
         """Ends the thread; what waits is not scored again."""
+        atexit.unregister(self.close)
         self._closed.set()
         self._thread.join(seconds)
 

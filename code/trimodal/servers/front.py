@@ -89,7 +89,7 @@ class Front:
     def observe(
         self, measure: Callable[[str | None, float], None], metrics: Callable[[], tuple[bytes, str]] | None
     ) -> None:
-        """Has requests measured (error's code or None, milliseconds), and `/metrics` shown where something writes it."""
+        """Has requests measured (code of the error or None, milliseconds), and `/metrics` shown by what writes it."""
         self.measure = measure
         self.metrics = metrics
 
