@@ -37,9 +37,8 @@ PATIENCE_SECONDS = 60.0
 
 _HOPELESS = frozenset(
     {
-        "AccessDenied", "AccessDeniedException", "AuthFailure", "ExpiredToken", "ExpiredTokenException",
-        "InvalidClientTokenId", "InvalidSignatureException", "NotAuthorized", "OptInRequired", "SignatureDoesNotMatch",
-        "UnrecognizedClientException",
+        "AccessDenied", "AccessDeniedException", "AuthFailure", "InvalidClientTokenId", "InvalidSignatureException",
+        "NotAuthorized", "OptInRequired", "SignatureDoesNotMatch", "UnrecognizedClientException",
     }
 )  # fmt: skip
 _NO_ONE = (NoCredentialsError, PartialCredentialsError, NoRegionError)
@@ -97,11 +96,14 @@ class CloudWatchSink:
         while (data := self._next()) is not None:
             try:
                 client = client or Session().client("cloudwatch", config=_CONFIG)
-                for call in _calls(data):
+                while data:
+                    call = data[: _fitting(data)]
                     client.put_metric_data(Namespace=self._namespace, MetricData=call)
+                    del data[: len(call)]
                 failures = 0
-            except (BotoCoreError, ClientError) as err:
-                if isinstance(err, _NO_ONE) or _code(err) in _HOPELESS:
+            except Exception as err:  # noqa: BLE001  what is not botocore's own comes from the configuration
+                passing = isinstance(err, BotoCoreError | ClientError) and not isinstance(err, _NO_ONE)
+                if not passing or _code(err) in _HOPELESS:
                     self._give_up(err, data)
                     return
                 failures += 1
@@ -148,17 +150,14 @@ def _data(series: Series, dimensions: Mapping[str, str], at: float) -> list[dict
     ]
 
 
-def _calls(data: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    calls: list[list[dict[str, Any]]] = []
+def _fitting(data: Sequence[Mapping[str, Any]]) -> int:
+    """Returns how many of the first metrics go into one call."""
     values = 0
-    for datum in data:
-        size = len(datum["Values"])
-        if not calls or len(calls[-1]) == MAX_METRICS or values + size > MAX_TOTAL_VALUES:
-            calls.append([])
-            values = 0
-        calls[-1].append(datum)
-        values += size
-    return calls
+    for place, datum in enumerate(data[:MAX_METRICS]):
+        values += len(datum["Values"])
+        if values > MAX_TOTAL_VALUES:
+            return place
+    return min(len(data), MAX_METRICS)
 
 
 def _code(err: Exception) -> str:

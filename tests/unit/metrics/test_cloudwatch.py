@@ -174,4 +174,22 @@ def test_a_cloudwatch_that_does_not_answer_blocks_nothing(monkeypatch, kind):
         assert len(sink._waiting) <= MAX_WAITING
         assert dropped(aggregate) >= (200 - MAX_WAITING - 2) * 7  # three latencies twice, and a sum
         sink.close(0.1)
-    assert sink._closed.is_set()
+    sink._thread.join(60)  # it goes on for what waits, as a daemon
+    assert not sink._thread.is_alive()
+
+
+def test_a_configuration_that_cannot_be_used_is_told(monkeypatch, caplog):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "no address")
+    sink = CloudWatchSink("Returns", CONTAINER, Aggregate())
+    sink.publish(snapshot(), time.time())
+    eventually(lambda: sink._given_up)
+    sink.close(30)
+
+    assert [record.cause for record in caplog.records] == ["ValueError"]
+
+
+def test_a_call_holds_what_is_allowed():
+    data = [{"Values": [1] * 150}] * 600
+    assert cloudwatch._fitting(data) == 66  # 9,900 values
+    assert cloudwatch._fitting([{"Values": [1]}] * 600) == 500
+    assert cloudwatch._fitting(data[:1]) == 1
