@@ -17,11 +17,14 @@ from typing import Any
 
 from sagemaker_inference.errors import BaseInferenceToolkitError
 
+import inference
 from trimodal import log
 from trimodal.errors import InferenceFailed, MalformedBody, RequestError, TrimodalError
 from trimodal.servers.handlers import Handler, call, find_handlers
 from trimodal.servers.workers import ANSWERED, WorkerReport
 from trimodal.serving.encode import JSON, negotiate
+from trimodal.serving.pipeline import Pipeline
+from trimodal.serving.steps import Alone, Steps, always, finish
 from trimodal.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -48,6 +51,12 @@ class Service:
 
     def answer(self, body: bytes | str, content_type: str, accept: str, context: object) -> tuple[bytes, str]:
         """Answers one request; returns the body and its media type."""
+        return finish(self.steps(body, content_type, accept, context, always))
+
+    def steps(
+        self, body: bytes | str, content_type: str, accept: str, context: object, alone: Alone
+    ) -> Steps[tuple[bytes, str]]:
+        """Answers one request in slices; what a user's handlers do is one slice."""
         handlers = self.handlers
         if accept in ("", "*/*"):
             accept = self.default_accept
@@ -59,7 +68,10 @@ class Service:
             data = call(handlers.input_fn, body, content_type, context=context)
             if not handlers.own_output:
                 negotiate(accept, self.default_accept)  # before the model runs for nothing
-            prediction = call(handlers.predict_fn, data, self.model, context=context)
+            if handlers.predict_fn is inference.predict_fn and isinstance(self.model, Pipeline):
+                prediction = yield from self.model.steps(data, alone)
+            else:
+                prediction = call(handlers.predict_fn, data, self.model, context=context)
             result = call(handlers.output_fn, prediction, accept, context=context)
         content, media = result if isinstance(result, tuple) else (result, accept)
         return (content.encode() if isinstance(content, str) else bytes(content)), media
@@ -126,9 +138,8 @@ def _answer(service: Service, index: int, request: dict[str, Any], context: Any)
     try:
         content, media = service.answer(_body(request), content_type, accept, context)
     except Exception as err:  # noqa: BLE001  whatever a user's handler raises must not reach the other requests
-        error = _request_error(err)
+        status, error = error_answer(err)
         content, media = error.to_json(), JSON
-        status = err.status_code if isinstance(err, BaseInferenceToolkitError) else error.status
     context.set_response_status(code=status, phrase=_phrase(status), idx=index)
     context.set_response_header(index, "content-type", media)
     context.set_response_header(index, ANSWERED, "1")
@@ -152,8 +163,13 @@ def _utf8(body: bytes) -> str:
         raise MalformedBody("The body is not valid UTF-8.") from err
 
 
+def error_answer(err: Exception) -> tuple[int, RequestError]:
+    """Turns whatever a handler raised into a status and an error that may be shown."""
+    error = _request_error(err)
+    return (int(err.status_code) if isinstance(err, BaseInferenceToolkitError) else error.status), error
+
+
 def _request_error(err: Exception) -> RequestError:
-    """Turns whatever a handler raised into an error that may be shown."""
     if isinstance(err, RequestError):
         return err
     if isinstance(err, BaseInferenceToolkitError):

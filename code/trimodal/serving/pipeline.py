@@ -12,7 +12,11 @@ from trimodal.serving.decode import decode, find_decoder
 from trimodal.serving.encode import ResponseFormat, encode, negotiate
 from trimodal.serving.features import FeatureEncoder
 from trimodal.serving.naming import name_fields
+from trimodal.serving.steps import Alone, Steps, always, finish
 from trimodal.serving.tabular import is_missing
+
+SLICE_RECORDS = 32
+"""Records whose texts are tokenized before other requests get a turn."""
 
 
 class Scorer(Protocol):
@@ -20,6 +24,9 @@ class Scorer(Protocol):
 
     def run(self, features: Sequence[Features]) -> FloatArray:
         """Returns probabilities, float32 `[N, K]`."""
+
+    def steps(self, features: Sequence[Features], alone: Alone, /) -> Steps[FloatArray]:
+        """Does the same in slices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +76,22 @@ class Pipeline:
             InvalidRecord: a record cannot be scored.
             InferenceFailed: the model failed.
         """
+        return finish(self.steps(payload, always))
+
+    def steps(self, payload: Payload, alone: Alone) -> Steps[Predictions]:
+        """Scores the records of a decoded request as `predict` does, in slices of a few records.
+
+        Args:
+            payload: the request.
+            alone: tells whether a slice may take every core.
+        """
         records = name_fields(payload, self.schema)
-        probabilities = self.runner.run([self.features.encode(record) for record in records])
+        features = []
+        for place, record in enumerate(records, start=1):
+            features.append(self.features.encode(record))
+            if place % SLICE_RECORDS == 0:
+                yield
+        probabilities = yield from self.runner.steps(features, alone)
         calibrated = self.calibrator.calibrate(probabilities)
         identities = [record.values.get(self.schema.id_name or "") for record in records]
         return Predictions(
