@@ -9,10 +9,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+from trimodal.errors import RequestError
 
 Row = Mapping[str, object] | Sequence[object]
 """One record as it was sent: by name, or by position."""
@@ -118,6 +120,7 @@ class Predictions:
         ids: the echoed ids; None where a record has none.
         binary: two classes, one score.
         id_name: key under which an id is echoed, or None.
+        errors: place of a record to why it could not be scored; its other values then mean nothing.
     """
 
     raw: FloatArray
@@ -126,3 +129,4 @@ class Predictions:
     ids: Sequence[object]
     binary: bool
     id_name: str | None = None
+    errors: Mapping[int, RequestError] = field(default_factory=dict)
