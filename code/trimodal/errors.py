@@ -63,10 +63,13 @@ class RequestError(TrimodalError):
         super().__init__(message)
         self.record = record
 
+    def to_dict(self) -> dict[str, object]:
+        """Returns the error in plain values."""
+        return {"error": {"code": self.code, "message": str(self), "record": self.record}}
+
     def to_json(self) -> bytes:
         """Returns the body of the error's answer, always JSON."""
-        body = {"code": self.code, "message": str(self), "record": self.record}
-        return json.dumps({"error": body}).encode()
+        return json.dumps(self.to_dict()).encode()
 
 
 class MalformedBody(RequestError):

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from trimodal.errors import RequestError
 
-Row = Mapping[str, object] | Sequence[object]
-"""One record as it was sent: by name, or by position."""
+Row = Mapping[str, object] | Sequence[object] | RequestError
+"""One record as it was sent: by name, by position, or why its line cannot be read."""
 
 FloatArray = NDArray[np.float32]
 
@@ -101,12 +101,16 @@ class Features:
         primary: the dialogue.
         secondary: the shipment history.
         tabular: float32 `[F]`, in the order of `Schema.tabular`; every value is finite.
+        imputed: tabular values that were missing.
+        unknown: categories that their risk table does not list.
     """
 
     index: int
     primary: EncodedText
     secondary: EncodedText
     tabular: FloatArray
+    imputed: int = 0
+    unknown: int = 0
 
 
 @dataclass(frozen=True, slots=True)

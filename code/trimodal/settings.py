@@ -58,6 +58,7 @@ class Settings:
         budget: seconds that the optimization may take at start (`OPTIMIZATION_BUDGET_SECONDS`).
         strict: fail the start instead of taking a lower level (`STRICT_OPTIMIZATION`).
         encoder_cache: texts whose encoder outputs are remembered (`ENCODER_CACHE_ENTRIES`); 0 for none.
+        shadow_rate: share of the records that the unoptimized model scores again in idle time (`SHADOW_SAMPLE_RATE`).
         score_numbers: scores as JSON numbers instead of strings (`SCORE_FORMAT`).
         response_fields: what answers hold beside the scores (`RESPONSE_FIELDS`).
         log_level: level of the log (`LOG_LEVEL`).
@@ -91,6 +92,7 @@ class Settings:
     budget: int = 300
     strict: bool = False
     encoder_cache: int = 1024
+    shadow_rate: float = 0.0
     score_numbers: bool = False
     response_fields: tuple[str, ...] = ()
     log_level: str = "INFO"
@@ -135,6 +137,7 @@ class Settings:
             budget=env.integer("OPTIMIZATION_BUDGET_SECONDS", 300, 1, 3600),
             strict=env.flag("STRICT_OPTIMIZATION", default=False),
             encoder_cache=env.integer("ENCODER_CACHE_ENTRIES", 1024, 0, 10_000_000),
+            shadow_rate=env.share("SHADOW_SAMPLE_RATE"),
             score_numbers=env.choice("SCORE_FORMAT", ("string", "number"), "string") == "number",
             response_fields=env.choices("RESPONSE_FIELDS", RESPONSE_FIELDS),
             log_level=env.choice("LOG_LEVEL", LOG_LEVELS, "INFO", upper=True),
@@ -181,6 +184,16 @@ class _Environment:
         if len(values) > 1:
             raise SettingsError(f"{key} and {other} name the same thing and differ; set one of them.")
         return next((value for value in values if value is not None), default)
+
+    def share(self, key: str) -> float:
+        text = self.text(key, "0")
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value <= 1:
+            raise SettingsError(f"{key}={text!r} must be a number from 0 to 1.")
+        return value
 
     def choice(self, key: str, allowed: tuple[str, ...], default: str, *, upper: bool = False) -> str:
         text = self.text(key, default)

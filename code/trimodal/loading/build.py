@@ -84,7 +84,6 @@ def build(rung: Rung, source: Source, folder: Path) -> Built:
         "stock": _stock,
         "openvino": _openvino,
         "whole": _whole,
-        "simplify": _simplified,
     }
     return builders[rung.method](rung, source, folder)
 
@@ -217,14 +216,6 @@ def _whole(rung: Rung, source: Source, folder: Path) -> Built:
         layout = replace(layout, rows=MAX_ROWS)
         profile = profile_shapes(layout, source.max_tokens, source.max_chunks)
     return Built(rung.name, rung.precision, "onnxruntime", rung.providers, layout, whole="model.onnx", profile=profile)
-
-
-def _simplified(rung: Rung, source: Source, folder: Path) -> Built:
-    """The graph as it is, without what does nothing."""
-    from trimodal.loading.passes.simplify import simplify_graph
-
-    simplify_graph(source.view.model, folder / "model.onnx")
-    return Built(rung.name, rung.precision, "onnxruntime", rung.providers, source.layout, whole="model.onnx")
 
 
 def _split_model(

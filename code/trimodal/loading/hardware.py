@@ -26,7 +26,6 @@ LIBRARIES = (
     "onnxruntime-gpu",
     "onnx",
     "numpy",
-    "onnxslim",
     "openvino",
     "torch",
     "transformers",

@@ -134,6 +134,8 @@ class _Loader:
             calibrator=self.artifacts.calibrator,
             form=response_format(self.settings),
             binary=self.artifacts.config.binary,
+            classes=self.artifacts.config.num_classes,
+            report_errors=self.settings.report_errors,
         )
         _warm_up(runner, self.artifacts, self.tokenizer.get_vocab_size() - 1)
         return pipeline
@@ -147,6 +149,17 @@ def open_model(artifacts: Artifacts, pad_id: int, tuning: Tuning | None = None) 
     """
     session = open_session(artifacts, tuning.options("model") if tuning is not None else None)
     return Runner(session, find_layout(session, artifacts.schema), pad_id)
+
+
+def open_reference(settings: Settings) -> Runner:
+    """Opens `model.onnx` as it is, on one thread: what an optimized model is compared with while it serves.
+
+    Raises:
+        ArtifactError: it cannot be opened.
+    """
+    artifacts = read_artifacts(settings.model_dir)
+    tokenizer = load_tokenizer(settings.model_dir, artifacts.config.tokenizer)
+    return open_model(artifacts, tokenizer.token_to_id("[PAD]") or 0, Tuning(1))
 
 
 def response_format(settings: Settings) -> ResponseFormat:

@@ -157,8 +157,7 @@ class Optimizer:
     def _wanted(self, plan: Plan, place: int) -> list[Rung]:
         """Returns what is to be tried of a group."""
         group = plan.groups[place] if plan.groups else ()
-        late = ("stock", "simplify") if self.rebuilt else ()
-        return [rung for rung in group if rung.name not in self.skip and rung.method not in late]
+        return [rung for rung in group if rung.name not in self.skip and not (rung.method == "stock" and self.rebuilt)]
 
     def _read(self) -> tuple[GraphView, ModelFacts, Plan]:
         artifacts = self._with_graph(read_artifacts(self.settings.model_dir))

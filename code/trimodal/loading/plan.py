@@ -21,10 +21,9 @@ class Rung:
 
     Attributes:
         name: unique among the rungs.
-        phases: what it applies, of `fusion`, `quantization`, `precision`, `providers`, `engine`, `simplification`.
-        method: `rebuild` (encoders written anew), `stock` (ONNX Runtime's own optimizer), `simplify` (the graph
-            without what does nothing), `whole` (the graph as it is, on other providers) or `openvino` (the other
-            engine).
+        phases: what it applies, of `fusion`, `quantization`, `precision`, `providers`, `engine`.
+        method: `rebuild` (encoders written anew), `stock` (ONNX Runtime's own optimizer), `whole` (the graph as it
+            is, on other providers) or `openvino` (the other engine).
         precision: of the products with weights: `fp32`, `bf16`, `fp16`, `int8`, `int4`.
         activations: `static` or `dynamic` scales, for `int8`.
         exact: products that stay in fp32.
@@ -82,7 +81,6 @@ def make_plan(settings: Settings, facts: ModelFacts, hardware: Hardware, librari
 
 REBUILD = Rung("rebuild-fp32", ("fusion",), "rebuild", why="fused encoders written anew from their weights")
 STOCK = Rung("stock-fp32", ("fusion",), "stock", why="ONNX Runtime's own fusion, for encoders of another form")
-SIMPLIFIED = Rung("simplified-fp32", ("simplification",), "simplify", why="the graph without what does nothing")
 STATIC = Rung(
     "rebuild-int8-static", ("fusion", "quantization"), "rebuild", "int8", "static",
     why="INT8 with calibrated scales: a record's score depends on itself alone",
@@ -106,13 +104,7 @@ TENSORRT_FP16 = Rung(
 )  # fmt: skip
 
 
-_LAST = [STOCK, SIMPLIFIED]
-"""For encoders of another form, which cannot be written anew."""
-
-_RUNGS = (
-    REBUILD, STOCK, SIMPLIFIED, STATIC, DYNAMIC, MIXED, INT4, OPENVINO, OPENVINO_BF16, CUDA_FP32, CUDA_FP16,
-    TENSORRT_FP16,
-)  # fmt: skip
+_RUNGS = (REBUILD, STOCK, STATIC, DYNAMIC, MIXED, INT4, OPENVINO, OPENVINO_BF16, CUDA_FP32, CUDA_FP16, TENSORRT_FP16)
 
 
 def phases_of(name: str) -> tuple[str, ...]:
@@ -153,18 +145,18 @@ class _Planner:
         exact = [REBUILD, OPENVINO]
         if named and not {CUDA, TENSORRT} & set(named):
             rung = Rung("providers-fp32", ("providers",), "whole", providers=(*named, CPU), why="as named")
-            return [[rung], exact, _LAST]
+            return [[rung], exact, [STOCK]]
         if self.gpu:
             return self._gpu_groups()
         if named:  # without a GPU the rest of what was asked for is still possible
-            return [*self._gpu_groups(), exact, _LAST]
+            return [*self._gpu_groups(), exact, [STOCK]]
         return {
-            "fp32": [exact, _LAST],
-            "int8": [[STATIC], [DYNAMIC], [MIXED], exact, _LAST],
-            "int4": [[INT4], exact, _LAST],
-            "bf16": [[OPENVINO_BF16], exact, _LAST],
-            "fp16": [[CUDA_FP16], exact, _LAST],
-            "auto": [[REBUILD, STATIC, DYNAMIC, MIXED, OPENVINO, OPENVINO_BF16], _LAST],
+            "fp32": [exact, [STOCK]],
+            "int8": [[STATIC], [DYNAMIC], [MIXED], exact, [STOCK]],
+            "int4": [[INT4], exact, [STOCK]],
+            "bf16": [[OPENVINO_BF16], exact, [STOCK]],
+            "fp16": [[CUDA_FP16], exact, [STOCK]],
+            "auto": [[REBUILD, STATIC, DYNAMIC, MIXED, OPENVINO, OPENVINO_BF16], [STOCK]],
         }[self.settings.precision]
 
     def _gpu_groups(self) -> list[list[Rung]]:
@@ -179,7 +171,7 @@ class _Planner:
         return reason is None
 
     def _obstacle(self, rung: Rung) -> str | None:
-        if not self.settings.fusion and {"fusion", "simplification"} & set(rung.phases):
+        if "fusion" in rung.phases and not self.settings.fusion:
             return "ENABLE_BERT_FUSION=false"
         if rung.method == "rebuild":
             return self._rebuild_obstacle()
@@ -187,8 +179,6 @@ class _Planner:
             return self._openvino_obstacle(rung)
         if rung.method == "whole":
             return self._provider_obstacle(rung)
-        if rung.method == "simplify" and "onnxslim" not in self.libraries:
-            return "onnxslim is not installed"
         return self._stock_obstacle()
 
     def _rebuild_obstacle(self) -> str | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-
 from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector, web
 from aiohttp.web_protocol import RequestPayloadError
 from multidict import CIMultiDict, CIMultiDictProxy
@@ -72,6 +71,8 @@ class Front:
         self.timeout = timeout
         self.ready = ready
         self.served = served
+        self.parameters: Mapping[str, object] = {}
+        """The answer to `/execution-parameters`."""
         self.draining = False
         self.in_flight = 0
 
@@ -80,6 +81,7 @@ class Front:
         app = web.Application(client_max_size=self.max_payload, middlewares=[_json_errors])
         app.on_response_prepare.append(self._retire_connection)
         app.router.add_get("/ping", self.ping)
+        app.router.add_get("/execution-parameters", self.execution_parameters)
         app.router.add_post("/invocations", self.invocations, expect_handler=self._expect)
         app.cleanup_ctx.append(self._client)
         return app
@@ -109,6 +111,10 @@ class Front:
         served = self.served()
         facts = {key: served[key] for key in _SHOWN if key in served}
         return web.json_response({"status": state, "workers": workers, **facts}, status=status)
+
+    async def execution_parameters(self, _request: web.Request) -> web.Response:
+        """Tells Batch Transform how to send its records."""
+        return web.json_response(dict(self.parameters))
 
     async def invocations(self, request: web.Request) -> web.Response:
         """Forwards one request and its answer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from trimodal import __version__
 from trimodal.records import Schema
 from trimodal.serving.decode import DECODERS
 from trimodal.serving.encode import ENCODERS
+from trimodal.serving.features import FeatureEncoder
 from trimodal.serving.pipeline import Pipeline
 from trimodal.settings import MIB, Settings
 
@@ -106,7 +108,7 @@ def describe(model: object, settings: Settings) -> Json:
 def record_schema(model: Pipeline) -> Json:
     """Returns the JSON schema of one record of a model."""
     schema = model.schema
-    categories = model.features.tabular.risk_tables
+    categories = _categories(model.features)
     number = {"oneOf": [{"type": "number"}, {"type": "string"}], "nullable": True}
     properties: Json = {
         schema.primary: {"type": "string", "nullable": True, "description": "the primary text"},
@@ -119,6 +121,12 @@ def record_schema(model: Pipeline) -> Json:
         properties.setdefault(schema.id_name, {"nullable": True, "description": "echoed where asked for"})
     required = sorted(schema.fields) if schema.columns is not None else []
     return {"type": "object", "properties": properties} | ({"required": required} if required else {})
+
+
+def _categories(reader: object) -> Collection[str]:
+    """Returns the tabular fields that are categories, whatever measures the reader from outside."""
+    inner = getattr(reader, "reader", reader)
+    return inner.tabular.risk_tables if isinstance(inner, FeatureEncoder) else ()
 
 
 _LABEL = ("output-label",)

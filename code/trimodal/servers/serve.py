@@ -26,6 +26,7 @@ from trimodal.loading.prepare import prepare
 from trimodal.servers import model_server
 from trimodal.servers.drain import drain
 from trimodal.servers.front import Front
+from trimodal.servers.limits import execution_parameters
 from trimodal.servers.workers import failure, ready_workers, served
 from trimodal.settings import Settings
 
@@ -73,6 +74,7 @@ async def _serve(settings: Settings, run_dir: Path) -> None:
             ready=lambda: ready_workers(run_dir),
             served=lambda: served(run_dir),
         )
+        front.parameters = execution_parameters(settings, workers)
         async with _listening(front, settings.port):
             seconds = round(time.perf_counter() - started, 2)
             logger.info("serving", extra={"port": settings.port, "workers": workers, "seconds": seconds})

@@ -32,11 +32,14 @@ class FeatureEncoder:
         Raises:
             InvalidRecord: a field holds what the model cannot read.
         """
+        imputed, unknown = self.tabular.gaps(record)
         return Features(
             index=record.index,
             primary=self._text(record, self.schema.primary, self.primary),
             secondary=self._text(record, self.schema.secondary, self.secondary),
             tabular=self.tabular.encode(record),
+            imputed=imputed,
+            unknown=unknown,
         )
 
     def _text(self, record: Record, name: str, encoder: TextEncoder) -> EncodedText:

@@ -51,6 +51,17 @@ class TabularEncoder:
         values = [self._number(record, name) for name in self.fields]
         return np.array(values, dtype=np.float32)
 
+    def gaps(self, record: Record) -> tuple[int, int]:
+        """Counts what stands for something else: missing values, and categories that no risk table lists."""
+        missing = unknown = 0
+        for name in self.fields:
+            value = record.values.get(name)
+            if is_missing(value):
+                missing += 1
+            elif name in self.risk_tables and str(value) not in self.risk_tables[name].bins:
+                unknown += 1
+        return missing, unknown
+
     def _number(self, record: Record, name: str) -> float:
         value = record.values.get(name)
         missing = is_missing(value)

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimodal.errors import OptimizationError
-from trimodal.loading.cache import CacheError, Store, cache_key
+from trimodal.loading.cache import CacheError, Store, cache_key, hash_files
 
 KEY = cache_key({"model": "a"})
 OTHER = cache_key({"model": "b"})
@@ -291,3 +291,20 @@ def test_a_good_entry_that_took_a_damaged_ones_place_stays(store):
 
 def test_a_cache_error_is_an_optimization_that_was_lost():
     assert issubclass(CacheError, OptimizationError)
+
+
+def test_a_large_file_is_hashed_in_segments_and_every_byte_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr("trimodal.loading.entries.SEGMENT", 2 * 1024 * 1024)
+    path = tmp_path / "weights"
+    content = bytearray(os.urandom(5 * 1024 * 1024 + 7))
+    path.write_bytes(content)
+    whole = hash_files([path])
+
+    assert whole == hash_files([path])
+    for place in (0, 2 * 1024 * 1024 - 1, 2 * 1024 * 1024, len(content) - 1):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        assert hash_files([path]) != whole
+    path.write_bytes(content + b"\0")
+    assert hash_files([path]) != whole

@@ -16,7 +16,6 @@ INTEL = Hardware(2, 2**34, "Xeon", "GenuineIntel", ("amx_bf16", "amx_int8", "avx
 AMD = Hardware(2, 2**34, "EPYC", "AuthenticAMD", ("avx2",))
 H200 = replace(INTEL, gpu=Gpu("H200", 2**37, "580.1", "9.0"))
 ONNX = {"onnxruntime": "1.31.1", "onnx": "1.23.2"}
-SLIM = {**ONNX, "onnxslim": "0.1"}
 BOTH = {**ONNX, "openvino": "2026.4.1"}
 
 
@@ -129,9 +128,3 @@ def test_every_rung_has_its_phases():
     assert phases_of("rebuild-int8-static") == ("fusion", "quantization")
     assert phases_of("providers-fp32") == ("providers",)
     assert TENSORRT in plan(hardware=H200, libraries={"onnxruntime-gpu": "1"}, precision="fp16").rungs[0].providers
-
-
-def test_simplification_is_for_graphs_that_cannot_be_written_anew():
-    assert names(plan(libraries=SLIM)) == [["rebuild-fp32"], ["stock-fp32", "simplified-fp32"]]
-    assert plan().skipped["simplified-fp32"] == "onnxslim is not installed"
-    assert "simplified-fp32" in plan(libraries=SLIM, fusion=False).skipped

@@ -204,18 +204,18 @@ def test_what_nobody_waits_for_is_given_up(scheduler):
 
 def test_whether_a_job_is_alone(scheduler):
     go = threading.Event()
-    told = []
+    asked, told = threading.Event(), []
 
     def ask(alone):
         told.append(alone())
+        asked.set()
         go.wait()
         yield
         told.append(alone())
 
     async def main():
         first = asyncio.create_task(scheduler.run(ask))
-        while not told:
-            await asyncio.sleep(0)
+        await asyncio.to_thread(asked.wait)
         assert scheduler.oldest_slice() is not None
         second = asyncio.create_task(scheduler.run(steps(3)))
         await asyncio.sleep(0)
