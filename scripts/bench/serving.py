@@ -128,11 +128,12 @@ def load_lines(load: Mapping[str, Any]) -> list[str]:
     """Writes what overload did."""
     usual, overload = load["at_70_percent"], load["overload"]
     seconds, before, after = load["overload_seconds"], load["alone_before"], load["alone_5_s_after"]
+    rate, sizes = f"{load['saturation']:.1f} requests/s", load["memory_mib"]
     return [
-        f"asgi, random arrivals at 70 % of {load['saturation']:.1f} requests/s: p50 {usual['p50']} ms, p99 {usual['p99']} ms.",
-        f"At three times the saturation for {seconds:.0f} s: statuses {overload['statuses']} (0 is a broken connection),",
-        f"{overload['requests_per_second']} answered 200 a second, memory {load['memory_mib'][0]} to",
-        f"{load['memory_mib'][1]} MiB. One client alone: p50 {before['p50']} ms before, {after['p50']} ms 5 s after it.",
+        f"asgi, random arrivals at 70 % of {rate}: p50 {usual['p50']} ms, p99 {usual['p99']} ms.",
+        f"At three times that rate for {seconds:.0f} s: statuses {overload['statuses']} (0 is a broken connection),",
+        f"{overload['requests_per_second']} answered 200 a second, memory {sizes[0]} to {sizes[1]} MiB.",
+        f"One client alone: p50 {before['p50']} ms before, {after['p50']} ms from 5 s after it.",
     ]
 
 
