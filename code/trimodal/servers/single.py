@@ -29,11 +29,13 @@ from trimodal.loading.hardware import detect, no_gpu, thread_count
 from trimodal.loading.prepare import prepare
 from trimodal.loading.selection import Selection
 from trimodal.servers.asgi import App
+from trimodal.servers.batching import batched, pays
 from trimodal.servers.body import BodyReader
 from trimodal.servers.drain import drain
 from trimodal.servers.mms import Service
 from trimodal.servers.pulse import Pulse
 from trimodal.servers.scheduler import Scheduler
+from trimodal.serving.pipeline import Pipeline
 from trimodal.settings import Settings
 
 logger = logging.getLogger("trimodal.servers.single")
@@ -126,17 +128,20 @@ class _Process:
         directory = self.settings.model_dir
         context = Context("model", str(directory), {}, 1, None, mms.__version__)
         try:
-            return Service(self.settings, directory, context)
+            service = Service(self.settings, directory, context)
         except TrimodalError:
             raise
         except Exception as err:
             logger.exception("the model cannot be loaded")
             step = getattr(err, "__notes__", ["loading"])[-1]
             raise ArtifactError(f"{step} failed: {type(err).__name__}: {err}") from err
+        if isinstance(service.model, Pipeline):
+            service.model = batched(service.model, self.settings)
+        return service
 
     async def _serve(self, service: Service) -> None:
         hardware = detect(gpu=no_gpu)
-        scheduler = Scheduler(self.settings.workers or hardware.cores, self.settings.max_queue)
+        scheduler = Scheduler(self._concurrency(service, hardware.cores), self.settings.max_queue)
         reader = BodyReader(self.settings.max_payload, hardware.memory // 16)
         app = App(self.settings, service, scheduler, reader)
         async with self._listening(app):
@@ -149,6 +154,11 @@ class _Process:
                     await asyncio.wait_for(self.stop.wait(), timeout=_BEAT_SECONDS)
         scheduler.close()
         logger.info("stopped")
+
+    def _concurrency(self, service: Service, cores: int) -> int:
+        """Returns how many requests are worked on at once; those of a batch wait for each other."""
+        together = self.settings.max_batch if pays(getattr(service.model, "status", {})) else 1
+        return self.settings.workers or max(cores, together)
 
     def _beat(self, scheduler: Scheduler) -> None:
         if scheduler.alive:  # else the supervisor misses the heartbeat
