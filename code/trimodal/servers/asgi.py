@@ -101,6 +101,7 @@ class App:
             ],
             exception_handlers={404: _not_found, 405: _not_allowed, RequestError: _refused, Exception: _failed},
         )
+        self.starlette.router.redirect_slashes = False
 
     async def ping(self, _request: Request) -> Response:
         """Answers 200 while requests are taken, else 503."""

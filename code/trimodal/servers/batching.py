@@ -1,8 +1,8 @@
 """Runs records of several requests together, where the engine gains from it: on a GPU.
 
 The first request that comes opens a batch, waits `delay` seconds for others or until the batch is full, and runs all
-of it on its own thread; the others wait for it. On a CPU batching loses, and where products are quantized with scales that
-are found at run time a record's score would depend on its neighbours: there every request runs by itself.
+of it on its own thread; the others wait for it. On a CPU batching loses, and where the scales of quantized products are
+found at run time a record's score would depend on its neighbours: there every request runs by itself.
 """
 
 from __future__ import annotations
