@@ -44,12 +44,6 @@ def record(golden):
     return golden[0]["record"]
 
 
-@pytest.fixture(scope="module")
-def other(start):
-    """The same model under the other server."""
-    return start(MODEL_SERVER="mms")
-
-
 def wait_for(condition, seconds=20):
     deadline = time.monotonic() + seconds
     while not condition():
@@ -85,26 +79,6 @@ def in_background(server, record, order_id, outcomes):
     thread = threading.Thread(target=send)
     thread.start()
     return thread
-
-
-@pytest.mark.parametrize("accept", ["application/json", "text/csv", "application/jsonlines"])
-def test_both_servers_give_the_same_bytes(demo, other, golden, accept):
-    records = [item["record"] for item in golden]
-    for part in (records, records[:1], records[3:20]):
-        ours, theirs = (server.post(json.dumps(part), accept=accept) for server in (demo, other))
-        assert (ours.status, ours.headers["content-type"]) == (theirs.status, theirs.headers["content-type"])
-        assert ours.body == theirs.body
-
-
-def test_both_servers_give_the_same_errors(demo, other, record):
-    for body, content_type, accept in (
-        ("{", "application/json", None),
-        (json.dumps(record | {"concsi": "abc"}), "application/json", None),
-        ("{}", "text/plain", None),
-        (json.dumps(record), "application/json", "image/png"),
-    ):
-        ours, theirs = (server.post(body, content_type, accept) for server in (demo, other))
-        assert (ours.status, ours.error) == (theirs.status, theirs.error)
 
 
 def test_health_is_ping(demo):

@@ -12,8 +12,9 @@ from typing import Any
 from trimodal.metrics.instruments import Recorder
 from trimodal.metrics.quality import count_quality
 from trimodal.records import Features, FloatArray, Record
+from trimodal.serving.memory import EncoderCache
 from trimodal.serving.pipeline import Pipeline, Reader, Scorer
-from trimodal.serving.split import EncoderCache, SplitRunner
+from trimodal.serving.split import SplitRunner
 from trimodal.serving.steps import Alone, Steps, always, finish
 from trimodal.serving.steps import timed as timed_steps
 

@@ -158,6 +158,7 @@ class App:
         return Response(content, media_type=None, headers={"content-type": media})
 
     async def _work(self, request: Request, work: Work) -> tuple[bytes, str]:
+        self.scheduler.check()
         body = await self.reader.read(request)
         try:
             return await _while_connected(request.receive, self.scheduler.run(lambda alone: work(body, alone)))

@@ -170,14 +170,26 @@ class Scheduler:
         """
         job: Job[T] = Job(make(self.alone), asyncio.get_running_loop().create_future())
         if not self.queue.add(job):
-            raise TooManyRequests(
-                f"{self._max_waiting} requests wait, which is MAX_QUEUE_SIZE; try again in {self.patience()} s."
-            )
+            raise self._full()
         try:
             return await job.future
         finally:
             if not job.future.done() or job.future.cancelled():
                 self.queue.drop(job)
+
+    def check(self) -> None:
+        """Looks whether a request would be taken, before its body is read for nothing.
+
+        Raises:
+            TooManyRequests: as many requests wait as may wait.
+        """
+        if len(self.queue) >= self.queue.capacity:
+            raise self._full()
+
+    def _full(self) -> TooManyRequests:
+        return TooManyRequests(
+            f"{self._max_waiting} requests wait, which is MAX_QUEUE_SIZE; try again in {self.patience()} s."
+        )
 
     def alone(self) -> bool:
         """Tells whether at most one request is there, so that it may take every core."""

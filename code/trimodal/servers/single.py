@@ -44,7 +44,7 @@ _BACKLOG = 1024
 _BEAT_SECONDS = 0.25
 _KEEP_ALIVE_SECONDS = 75
 _PR_SET_PDEATHSIG = 1
-_TOO_LATE = 4
+_TOO_LATE = 2
 """Seconds after the drain in which connections may still be written to."""
 
 

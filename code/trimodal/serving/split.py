@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -21,14 +19,13 @@ from numpy.typing import NDArray
 
 from trimodal.errors import InferenceFailed
 from trimodal.records import EncodedText, Features, FloatArray
+from trimodal.serving.memory import EncoderCache, Key, Outputs
 from trimodal.serving.runner import Session, TabularInput, TextInput
 from trimodal.serving.steps import Alone, Steps, always, finish
 
 logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
-Key = tuple[int, bytes]
-Outputs = tuple[Array, ...]
 
 HEAD_RECORDS = 512
 """Records that are scored together: bounds the memory that their encoded texts take."""
@@ -39,42 +36,6 @@ SLICE_TOKENS = 512
 
 ALONE_UNITS = 16
 """Texts of a slice where no other request waits: few waits for the slower of two encoders side by side."""
-
-
-class EncoderCache:
-    """Remembers encoder outputs of the texts seen last, exactly; may be used from several threads."""
-
-    def __init__(self, entries: int) -> None:
-        """Makes an empty cache of at most `entries` texts; 0 remembers nothing."""
-        self.entries = entries
-        self.hits = 0
-        self.misses = 0
-        self._outputs: OrderedDict[Key, Outputs] = OrderedDict()
-        self._lock = Lock()
-
-    def find(self, keys: Iterable[Key]) -> dict[Key, Outputs]:
-        """Returns what is known of some texts."""
-        with self._lock:
-            known = {key: self._outputs[key] for key in keys if key in self._outputs}
-            for key in known:
-                self._outputs.move_to_end(key)
-        return known
-
-    def count(self, hits: int, misses: int) -> None:
-        """Counts texts that were known, or equal to another of their request, and those that were computed."""
-        with self._lock:
-            self.hits += hits
-            self.misses += misses
-
-    def store(self, outputs: Mapping[Key, Outputs]) -> None:
-        """Remembers some texts and forgets those that were used longest ago."""
-        with self._lock:
-            self._outputs.update(outputs)
-            while len(self._outputs) > self.entries:
-                self._outputs.popitem(last=False)
-
-    def __len__(self) -> int:
-        return len(self._outputs)
 
 
 @dataclass(frozen=True, slots=True)
