@@ -86,6 +86,10 @@ def _command(
 
 
 def _serve(settings: Settings, _options: argparse.Namespace) -> int:
+    if settings.server == "asgi":
+        from trimodal.servers.supervisor import supervise
+
+        return supervise(settings)
     from trimodal.servers.serve import serve
 
     serve(settings)

@@ -15,6 +15,7 @@
         ├── PayloadTooLarge    413 more bytes than the container takes
         ├── UnsupportedMedia   415 unknown content type
         ├── InvalidRecord      422 one record cannot be scored; names record and field
+        ├── TooManyRequests    429 more requests wait than the container takes; says when to try again
         ├── InferenceFailed    500 the model failed; no detail leaves the container
         ├── Unavailable        503 no worker can take the request now
         └── InferenceTimeout   504 the model did not answer in time
@@ -62,10 +63,13 @@ class RequestError(TrimodalError):
         super().__init__(message)
         self.record = record
 
+    def to_dict(self) -> dict[str, object]:
+        """Returns the error in plain values."""
+        return {"error": {"code": self.code, "message": str(self), "record": self.record}}
+
     def to_json(self) -> bytes:
         """Returns the body of the error's answer, always JSON."""
-        body = {"code": self.code, "message": str(self), "record": self.record}
-        return json.dumps({"error": body}).encode()
+        return json.dumps(self.to_dict()).encode()
 
 
 class MalformedBody(RequestError):
@@ -108,6 +112,12 @@ class InvalidRecord(RequestError):
     """A record lacks a field or holds a value that cannot be scored."""
 
     status, code = 422, "invalid_record"
+
+
+class TooManyRequests(RequestError):
+    """As many requests wait as may wait; trying again later helps."""
+
+    status, code = 429, "too_many_requests"
 
 
 class InferenceFailed(RequestError):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
-from collections.abc import Iterable
+import uuid
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from typing import TextIO
 
@@ -81,6 +83,22 @@ def _is_json(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def identify(headers: Mapping[str, str]) -> str:
+    """Returns the id that a request brings, or a new one; what does not look like an id is not logged.
+
+    Args:
+        headers: the request's, by names in any case.
+    """
+    brought = (headers.get(name, "") for name in _IDENTITIES)
+    return next((name for name in brought if _IDENTITY.fullmatch(name)), None) or uuid.uuid4().hex
+
+
+_IDENTITIES = ("X-Amzn-SageMaker-Inference-Id", "X-Amzn-RequestId", "X-Request-Id")
+"""Headers that name a request, the best first."""
+
+_IDENTITY = re.compile(r"[A-Za-z0-9._:/=+@-]{1,128}")
 
 
 def _identify(record: logging.LogRecord) -> bool:

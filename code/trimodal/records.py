@@ -9,13 +9,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-Row = Mapping[str, object] | Sequence[object]
-"""One record as it was sent: by name, or by position."""
+from trimodal.errors import RequestError
+
+Row = Mapping[str, object] | Sequence[object] | RequestError
+"""One record as it was sent: by name, by position, or why its line cannot be read."""
 
 FloatArray = NDArray[np.float32]
 
@@ -122,6 +124,7 @@ class Predictions:
         ids: the echoed ids; None where a record has none.
         binary: two classes, one score.
         id_name: key under which an id is echoed, or None.
+        errors: place of a record to why it could not be scored; its other values then mean nothing.
     """
 
     raw: FloatArray
@@ -130,3 +133,4 @@ class Predictions:
     ids: Sequence[object]
     binary: bool
     id_name: str | None = None
+    errors: Mapping[int, RequestError] = field(default_factory=dict)

@@ -17,6 +17,7 @@ MIB = 1024 * 1024
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 RESPONSE_FIELDS = ("output-label", "id")
 MEDIA_TYPES = ("application/json", "application/jsonlines", "text/csv")
+SERVERS = ("mms", "asgi")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4", "auto")
 SINKS = ("emf", "cloudwatch", "prometheus", "none")
 ENGINES = ("auto", "onnxruntime", "openvino")
@@ -28,11 +29,21 @@ class Settings:
 
     Attributes:
         model_dir: the model directory (`SM_MODEL_DIR`).
+        server: what answers (`MODEL_SERVER`).
         port: port of `/ping` and `/invocations` (`SAGEMAKER_BIND_TO_PORT`).
         port_range: ports that may be used inside the container, first and last (`SAGEMAKER_SAFE_PORT_RANGE`), or None.
-        workers: worker processes (`SAGEMAKER_MODEL_SERVER_WORKERS`), or None to choose by cores and memory.
+        workers: worker processes, or requests computed at once where one process serves
+            (`SAGEMAKER_MODEL_SERVER_WORKERS`), or None to choose by cores and memory.
         startup_timeout: seconds until the model must be ready (`SAGEMAKER_STARTUP_TIMEOUT`).
-        request_timeout: seconds that a request may take (`SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS`).
+        request_timeout: seconds that a request may take (`SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS`, also called
+            `REQUEST_TIMEOUT_SECONDS`).
+        watchdog: seconds after which a piece of work that does not end is taken for stuck, and the serving process is
+            started again (`WATCHDOG_SECONDS`), or None for twice the request timeout.
+        max_queue: requests that may wait (`MAX_QUEUE_SIZE`); more are answered 429.
+        max_batch: records of several requests that are run together where that pays (`MAX_BATCH_SIZE`); 1 for never.
+        batch_delay: seconds that a record waits for others to be run with (`MAX_BATCH_DELAY_MS`).
+        report_errors: answer a record that cannot be scored with an error in its place, instead of failing its request
+            (`ON_RECORD_ERROR`; the default is `report` in Batch Transform, which sets `SAGEMAKER_BATCH`).
         max_payload: bytes of the largest request body (`SAGEMAKER_MAX_PAYLOAD_IN_MB`).
         default_accept: media type of answers to `*/*` (`SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT`).
         program: file name of a user's handlers in the model directory's `code/` (`SAGEMAKER_PROGRAM`).
@@ -62,11 +73,17 @@ class Settings:
     """
 
     model_dir: Path = Path("/opt/ml/model")
+    server: str = "mms"
     port: int = 8080
     port_range: tuple[int, int] | None = None
     workers: int | None = None
     startup_timeout: int = 600
     request_timeout: int = 60
+    watchdog: int | None = None
+    max_queue: int = 100
+    max_batch: int = 1
+    batch_delay: float = 0.002
+    report_errors: bool = False
     max_payload: int = 25 * MIB
     default_accept: str = "application/json"
     program: str = "inference.py"
@@ -101,15 +118,22 @@ class Settings:
             SettingsError: a variable's value cannot be used.
         """
         env = _Environment(environ)
-        env.choice("MODEL_SERVER", ("mms",), "mms")
         env.choice("SAGEMAKER_MULTI_MODEL", ("false",), "false")
         return cls(
             model_dir=Path(env.text("SM_MODEL_DIR", "/opt/ml/model")),
+            server=env.choice("MODEL_SERVER", SERVERS, "mms"),
             port=env.integer("SAGEMAKER_BIND_TO_PORT", 8080, 1, 65535),
             port_range=env.port_range("SAGEMAKER_SAFE_PORT_RANGE"),
             workers=env.optional_integer("SAGEMAKER_MODEL_SERVER_WORKERS", 1, 1024),
             startup_timeout=env.integer("SAGEMAKER_STARTUP_TIMEOUT", 600, 1, 3600),
-            request_timeout=env.integer("SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS", 60, 1, 3600),
+            request_timeout=env.either(
+                "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS", "REQUEST_TIMEOUT_SECONDS", 60, 1, 3600
+            ),
+            watchdog=env.optional_integer("WATCHDOG_SECONDS", 1, 86_400),
+            max_queue=env.integer("MAX_QUEUE_SIZE", 100, 1, 100_000),
+            max_batch=env.integer("MAX_BATCH_SIZE", 1, 1, 1024),
+            batch_delay=env.integer("MAX_BATCH_DELAY_MS", 2, 0, 1000) / 1000,
+            report_errors=env.report_errors(),
             max_payload=env.integer("SAGEMAKER_MAX_PAYLOAD_IN_MB", 25, 1, 1024) * MIB,
             default_accept=env.choice("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT", MEDIA_TYPES, "application/json"),
             program=env.text("SAGEMAKER_PROGRAM", "inference.py"),
@@ -136,6 +160,11 @@ class Settings:
             log_level=env.choice("LOG_LEVEL", LOG_LEVELS, "INFO", upper=True),
             run_dir=Path(run_dir) if (run_dir := env.text("TRIMODAL_RUN_DIR", "")) else None,
         )
+
+    @property
+    def stuck_after(self) -> int:
+        """Seconds after which a piece of work is taken for stuck."""
+        return self.watchdog or max(30, 2 * self.request_timeout)
 
 
 _NAMESPACE = re.compile(r"(?!AWS/)[0-9A-Za-z.\-_/#:]{1,255}")
@@ -170,6 +199,13 @@ class _Environment:
         if not low <= value <= high:
             raise SettingsError(f"{key}={text!r} must be a whole number from {low} to {high}.")
         return value
+
+    def either(self, key: str, other: str, default: int, low: int, high: int) -> int:
+        """Reads a number that has two names."""
+        values = {self.optional_integer(name, low, high) for name in (key, other)} - {None}
+        if len(values) > 1:
+            raise SettingsError(f"{key} and {other} name the same thing and differ; set one of them.")
+        return next((value for value in values if value is not None), default)
 
     def share(self, key: str) -> float:
         text = self.text(key, "0")
@@ -215,6 +251,11 @@ class _Environment:
         if text not in _FLAGS:
             raise SettingsError(f"{key}={text!r} must be true or false.")
         return _FLAGS[text]
+
+    def report_errors(self) -> bool:
+        """Batch Transform fails the whole file with one request, so that there each record answers for itself."""
+        default = "report" if self.flag("SAGEMAKER_BATCH", default=False) else "fail"
+        return self.choice("ON_RECORD_ERROR", ("fail", "report"), default) == "report"
 
     def precision(self) -> str:
         """Joins the two variables that ask for a precision."""

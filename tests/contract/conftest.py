@@ -58,6 +58,8 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.log = log
+        paths = [environ.pop("PYTHONPATH", ""), str(ROOT / "code")]  # this checkout's code, whatever is installed
+        environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         with log.open("wb") as out:
             self.process = subprocess.Popen(
                 [TRIMODAL, "serve", model_dir],
@@ -145,7 +147,7 @@ class Server:
 
 def clean_environ() -> dict[str, str]:
     """The environment without anything that the container reads."""
-    prefixes = ("SAGEMAKER_", "SM_", "ONNX_", "LOG_", "MODEL_", "SCORE_", "RESPONSE_", "TRIMODAL_", "PYTHON")
+    prefixes = ("SAGEMAKER_", "SM_", "ONNX_", "LOG_", "MODEL_", "SCORE_", "RESPONSE_", "TRIMODAL_", "PYTHON", "MAX_")
     return {key: value for key, value in os.environ.items() if not key.startswith(prefixes)}
 
 
@@ -161,13 +163,20 @@ def model_dir() -> Path:
     return DEMO
 
 
+@pytest.fixture(scope="module", params=["mms", "asgi"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """The `MODEL_SERVER` under test."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
+def start(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
     """Starts servers: `start(model_dir, wait=True, **environ)`; they end with the module."""
     servers: list[Server] = []
 
     def run(model_dir: Path = DEMO, *, wait: bool = True, **environ: str) -> Server:
-        server = Server(model_dir, tmp_path_factory.mktemp("server") / "log", **environ)
+        log = tmp_path_factory.mktemp("server") / "log"
+        server = Server(model_dir, log, **{"MODEL_SERVER": kind, **environ})
         servers.append(server)
         return server.wait_until_ready() if wait else server
 

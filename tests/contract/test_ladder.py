@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-FAULT = "import trimodal.loading.build as m\nm._stock = m.rebuild_encoder = lambda *a, **k: 1 / 0"
+HOST = ("workers", "declined", "versions")
+"""What `/ping` tells of the host and not of the model."""
+
+FAULT = "import trimodal.loading.build as m\nm._stock = m._simplified = m.rebuild_encoder = lambda *a, **k: 1 / 0"
 SLOW = "import time\nimport trimodal.loading.build as m\nm.rebuild_encoder = lambda *a, **k: time.sleep(600)"
 
 
@@ -64,7 +67,7 @@ def assert_scores(server, golden):
 
 
 def state(server):
-    return {key: value for key, value in server.get("/ping").json.items() if key not in ("workers", "declined")}
+    return {key: value for key, value in server.get("/ping").json.items() if key not in HOST}
 
 
 def test_ping_tells_what_is_served(start, model, golden):

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+ONLY_MMS = pytest.mark.parametrize("kind", ["mms"], indirect=True, scope="module")
+"""The model server and its workers are processes of their own there; test_asgi.py has the like of the other server."""
+
 
 @pytest.fixture
 def copy(model_dir, tmp_path):
@@ -92,7 +95,7 @@ def test_sigterm_under_load_answers_every_request_in_flight(start, golden):
 def test_sigterm_ends_everything_that_was_started(start):
     server = start()
     pids = [pid for pid, _ in server.descendants()]
-    assert len(pids) >= 2
+    assert pids
     assert server.terminate() == 0
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), seconds=5)
 
@@ -103,6 +106,7 @@ def test_sigterm_before_the_model_is_ready(start):
     assert server.terminate() == 0
 
 
+@ONLY_MMS
 def test_a_killed_worker_is_replaced(start, golden):
     server = start()
     (worker,) = server.workers()
@@ -114,6 +118,7 @@ def test_a_killed_worker_is_replaced(start, golden):
     assert server.terminate() == 0
 
 
+@ONLY_MMS
 def test_a_worker_killed_while_it_answers_costs_one_request(start, golden):
     server = start()
     (worker,) = server.workers()
@@ -130,6 +135,7 @@ def test_a_worker_killed_while_it_answers_costs_one_request(start, golden):
     assert server.terminate() == 0
 
 
+@ONLY_MMS
 def test_a_dead_model_server_ends_the_process(start):
     server = start()
     java = next(pid for pid, parent in server.descendants() if parent == server.process.pid)
@@ -138,6 +144,7 @@ def test_a_dead_model_server_ends_the_process(start):
     assert "model server ended" in last_line(server)
 
 
+@ONLY_MMS
 def test_several_workers(start, golden):
     server = start(SAGEMAKER_MODEL_SERVER_WORKERS="2")
     assert server.get("/ping").json.items() >= {"status": "ready", "workers": 2, "level": 1}.items()
@@ -190,7 +197,7 @@ def test_the_log(start, golden):
     assert quiet.log_lines == []
 
 
-def test_scripts_serve_ends_with_its_process_group(model_dir, tmp_path):
+def test_scripts_serve_ends_with_its_process_group(kind, model_dir, tmp_path):
     script = model_dir.parents[2] / "scripts" / "serve"
     with (tmp_path / "log").open("wb") as out:
         process = subprocess.Popen(
@@ -198,7 +205,7 @@ def test_scripts_serve_ends_with_its_process_group(model_dir, tmp_path):
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, "SAGEMAKER_BIND_TO_PORT": "18099"},
+            env={**os.environ, "SAGEMAKER_BIND_TO_PORT": "18099", "MODEL_SERVER": kind},
         )
     try:
         log = tmp_path / "log"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections import Counter
@@ -31,14 +32,20 @@ def aws():
     server.stop()
 
 
-@pytest.fixture(scope="module")
-def measuring(start, aws):
+@pytest.fixture
+def namespace(kind, request):
+    """One for each test and server: moto keeps everything."""
+    return re.sub(r"[^a-zA-Z0-9-]", "_", f"{kind}-{request.node.name}")
+
+
+@pytest.fixture
+def measuring(start, aws, namespace):
     """Starts servers that publish everywhere, often."""
 
     def run(model_dir, **environ):
         names = {"METRICS_SINKS": "emf,cloudwatch,prometheus", "METRICS_INTERVAL_SECONDS": "1"}
         return start(
-            model_dir, **names, ENDPOINT_NAME=ENDPOINT["EndpointName"], VARIANT_NAME="B", METRICS_NAMESPACE="Returns",
+            model_dir, **names, ENDPOINT_NAME=ENDPOINT["EndpointName"], VARIANT_NAME="B", METRICS_NAMESPACE=namespace,
             **aws, **environ,
         )  # fmt: skip
 
@@ -58,7 +65,6 @@ def emf(server):
         assert len(dimensions) <= 30
         assert len(json.dumps(line)) < 1_000_000
         assert all(len(line[name]["Values"]) <= 100 for name in names if isinstance(line[name], dict))
-        assert directive["Namespace"] == "Returns"
     return found
 
 
@@ -83,19 +89,19 @@ def scraped(server):
     return {sample.name: sample for family in families for sample in family.samples if "le" not in sample.labels}
 
 
-def moto_sums(aws, name):
+def moto_sums(aws, namespace, name):
     client = boto3.client("cloudwatch", region_name="eu-west-1", endpoint_url=aws["AWS_ENDPOINT_URL"],
                           aws_access_key_id="test", aws_secret_access_key="test")  # fmt: skip
     now = datetime.now(UTC)
     points = client.get_metric_statistics(
-        Namespace="Returns", MetricName=name, Dimensions=[{"Name": k, "Value": v} for k, v in ENDPOINT.items()],
+        Namespace=namespace, MetricName=name, Dimensions=[{"Name": k, "Value": v} for k, v in ENDPOINT.items()],
         StartTime=now - timedelta(hours=1), EndTime=now + timedelta(hours=1), Period=7200,
         Statistics=["Sum", "SampleCount", "Maximum"],
     )["Datapoints"]  # fmt: skip
     return points[0] if points else {}
 
 
-def test_every_request_is_counted_in_all_three_places(measuring, model_dir, golden, aws):
+def test_every_request_is_counted_in_all_three_places(measuring, model_dir, golden, aws, namespace):
     server = measuring(model_dir)
     for place in range(GOOD):
         assert server.predict(golden[place % len(golden)]["record"]).status == 200
@@ -126,13 +132,13 @@ def test_every_request_is_counted_in_all_three_places(measuring, model_dir, gold
 
     assert page["trimodal_requests_total"].value == page["trimodal_latency_milliseconds_count"].value == GOOD + BAD
     assert page["trimodal_fallback_level"].value == 1
-    assert moto_sums(aws, "Requests")["Sum"] == GOOD + BAD
-    assert moto_sums(aws, "Score")["SampleCount"] == GOOD
-    assert moto_sums(aws, "FallbackLevel")["Maximum"] == 1
+    assert moto_sums(aws, namespace, "Requests")["Sum"] == GOOD + BAD
+    assert moto_sums(aws, namespace, "Score")["SampleCount"] == GOOD
+    assert moto_sums(aws, namespace, "FallbackLevel")["Maximum"] == 1
 
 
 @pytest.mark.parametrize("level", [2, 4])
-def test_a_lower_level_shows_everywhere(measuring, model_dir, tmp_path, aws, level):
+def test_a_lower_level_shows_everywhere(measuring, model_dir, tmp_path, aws, *, namespace, level):
     path = tmp_path / "model"
     shutil.copytree(model_dir, path, ignore=shutil.ignore_patterns("optimized"))
     environ = {"OPTIMIZED_MODEL_DIR": str(tmp_path / "cache")}
@@ -163,7 +169,7 @@ def test_a_lower_level_shows_everywhere(measuring, model_dir, tmp_path, aws, lev
     failures = {line["Phase"]: line["Cause"] for line in lines if "Cause" in line}
     assert failures
     assert "/" not in "".join(failures.values())
-    assert moto_sums(aws, "FallbackLevel")["Maximum"] >= level
+    assert moto_sums(aws, namespace, "FallbackLevel")["Maximum"] >= level
 
 
 def test_no_metrics_where_none_are_asked_for(start, model_dir, golden):

@@ -15,6 +15,7 @@ STATUSES = {
     "PayloadTooLarge": (413, "payload_too_large"),
     "UnsupportedMedia": (415, "unsupported_content_type"),
     "InvalidRecord": (422, "invalid_record"),
+    "TooManyRequests": (429, "too_many_requests"),
     "InferenceFailed": (500, "inference_failed"),
     "Unavailable": (503, "unavailable"),
     "InferenceTimeout": (504, "timeout"),

@@ -10,11 +10,17 @@ from trimodal.settings import MIB, Settings
 
 DEFAULTS = {
     "model_dir": Path("/opt/ml/model"),
+    "server": "mms",
     "port": 8080,
     "port_range": None,
     "workers": None,
     "startup_timeout": 600,
     "request_timeout": 60,
+    "watchdog": None,
+    "max_queue": 100,
+    "max_batch": 1,
+    "batch_delay": 0.002,
+    "report_errors": False,
     "max_payload": 25 * MIB,
     "default_accept": "application/json",
     "program": "inference.py",
@@ -52,6 +58,14 @@ GOOD = [
     ("SAGEMAKER_MODEL_SERVER_WORKERS", "3", "workers", 3),
     ("SAGEMAKER_STARTUP_TIMEOUT", "30", "startup_timeout", 30),
     ("SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS", "120", "request_timeout", 120),
+    ("REQUEST_TIMEOUT_SECONDS", "120", "request_timeout", 120),
+    ("MODEL_SERVER", "ASGI", "server", "asgi"),
+    ("WATCHDOG_SECONDS", "5", "watchdog", 5),
+    ("MAX_QUEUE_SIZE", "7", "max_queue", 7),
+    ("MAX_BATCH_SIZE", "8", "max_batch", 8),
+    ("MAX_BATCH_DELAY_MS", "5", "batch_delay", 0.005),
+    ("ON_RECORD_ERROR", "report", "report_errors", True),
+    ("SAGEMAKER_BATCH", "true", "report_errors", True),
     ("SAGEMAKER_MAX_PAYLOAD_IN_MB", "6", "max_payload", 6 * MIB),
     ("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT", "text/csv", "default_accept", "text/csv"),
     ("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT", "Application/JSONLines", "default_accept", "application/jsonlines"),
@@ -103,7 +117,7 @@ GOOD = [
     ("LOG_LEVEL", "ERROR", "log_level", "ERROR"),
     ("TRIMODAL_RUN_DIR", "/tmp/run", "run_dir", Path("/tmp/run")),
 ]
-VARIABLES = sorted({name for name, *_ in GOOD} | {"MODEL_SERVER"})
+VARIABLES = sorted({name for name, *_ in GOOD})
 
 WHOLE_NUMBERS = [
     "SAGEMAKER_BIND_TO_PORT",
@@ -151,6 +165,7 @@ BAD = [
     ("RESPONSE_FIELDS", "label"),
     ("LOG_LEVEL", "verbose"),
     ("MODEL_SERVER", "flask"),
+    ("ON_RECORD_ERROR", "ignore"),
 ]
 
 
@@ -237,6 +252,24 @@ def test_one_of_several_fields_is_named():
 
 def test_the_model_server_that_exists_may_be_named():
     assert Settings.from_environment({"MODEL_SERVER": "MMS"}) == Settings()
+
+
+def test_one_thing_by_two_names_must_agree():
+    both = {"REQUEST_TIMEOUT_SECONDS": "9", "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS": "9"}
+    assert Settings.from_environment(both).request_timeout == 9
+    with pytest.raises(SettingsError, match="REQUEST_TIMEOUT_SECONDS"):
+        Settings.from_environment(both | {"REQUEST_TIMEOUT_SECONDS": "8"})
+
+
+def test_batch_transform_may_still_fail_a_request():
+    variables = {"SAGEMAKER_BATCH": "true", "ON_RECORD_ERROR": "fail"}
+    assert not Settings.from_environment(variables).report_errors
+
+
+def test_when_work_is_taken_for_stuck():
+    assert Settings().stuck_after == 120
+    assert Settings(request_timeout=5).stuck_after == 30
+    assert Settings(watchdog=7).stuck_after == 7
 
 
 def test_settings_cannot_be_changed():

@@ -19,7 +19,8 @@ from trimodal.errors import OptimizationError, TrimodalError
 from trimodal.loading.compare import TOLERANCES, Comparison, compare
 from trimodal.loading.samples import Samples
 from trimodal.records import Features, FloatArray
-from trimodal.serving.split import EncoderCache, SplitRunner
+from trimodal.serving.memory import EncoderCache
+from trimodal.serving.split import SplitRunner
 
 logger = logging.getLogger(__name__)
 

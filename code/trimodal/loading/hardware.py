@@ -262,7 +262,9 @@ def choose_threads(hardware: Hardware, workers: int) -> int:
 
 
 def worker_count(settings: Settings) -> int:
-    """Returns how many workers serve the model directory: as told, else by cores and memory."""
+    """Returns how many processes serve the model directory: as told, else by cores and memory."""
+    if settings.server == "asgi":
+        return 1
     if settings.workers is not None:
         return settings.workers
     files = (*settings.model_dir.glob("model.onnx*"), *settings.model_dir.glob("*.data"))

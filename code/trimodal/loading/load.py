@@ -134,6 +134,8 @@ class _Loader:
             calibrator=self.artifacts.calibrator,
             form=response_format(self.settings),
             binary=self.artifacts.config.binary,
+            classes=self.artifacts.config.num_classes,
+            report_errors=self.settings.report_errors,
         )
         _warm_up(runner, self.artifacts, self.tokenizer.get_vocab_size() - 1)
         return pipeline

@@ -11,8 +11,9 @@ from trimodal.loading.built import Built, TextPart
 from trimodal.loading.gpu import BoundSession
 from trimodal.loading.plan import CUDA, TENSORRT
 from trimodal.loading.sessions import Tuning, open_graph
+from trimodal.serving.memory import EncoderCache
 from trimodal.serving.runner import Runner, Session, TextInput
-from trimodal.serving.split import EncoderCache, Head, SplitRunner, TextEncoder
+from trimodal.serving.split import Head, SplitRunner, TextEncoder
 
 AnyRunner = Runner | SplitRunner
 

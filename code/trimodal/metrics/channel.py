@@ -78,6 +78,7 @@ class Receiver:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         with contextlib.suppress(OSError):  # the kernel grants what it allows
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
+        path.unlink(missing_ok=True)  # of a process before this one
         self._socket.bind(str(path))
         self._socket.settimeout(0.2)
         self._closed = threading.Event()

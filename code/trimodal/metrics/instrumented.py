@@ -12,8 +12,11 @@ from typing import Any
 from trimodal.metrics.instruments import Recorder
 from trimodal.metrics.quality import count_quality
 from trimodal.records import Features, FloatArray, Record
+from trimodal.serving.memory import EncoderCache
 from trimodal.serving.pipeline import Pipeline, Reader, Scorer
-from trimodal.serving.split import EncoderCache, SplitRunner
+from trimodal.serving.split import SplitRunner
+from trimodal.serving.steps import Alone, Steps, always, finish
+from trimodal.serving.steps import timed as timed_steps
 
 Handler = Callable[..., Any]
 
@@ -88,11 +91,14 @@ class MeasuredScorer:
 
     def run(self, features: Sequence[Features]) -> FloatArray:
         """Scores records; see `trimodal.serving.pipeline.Scorer`."""
+        return finish(self.steps(features, always))
+
+    def steps(self, features: Sequence[Features], alone: Alone) -> Steps[FloatArray]:
+        """Scores records in slices; the time between them does not count."""
         record = self.recorder.record
         record("StageLatency", self.reader.take(), Stage="tokenize")
-        begun = time.perf_counter()
-        probabilities = self.runner.run(features)
-        record("StageLatency", _milliseconds(begun), Stage="inference")
+        probabilities, seconds = yield from timed_steps(self.runner.steps(features, alone))
+        record("StageLatency", seconds * 1000, Stage="inference")
         record("Records", len(features))
         record("BatchSize", len(features))
         count_quality(features, probabilities, self.recorder)

@@ -22,6 +22,7 @@ from trimodal.errors import TrimodalError
 from trimodal.metrics.instruments import Recorder
 from trimodal.records import Features, FloatArray
 from trimodal.serving.pipeline import Pipeline, Scorer
+from trimodal.serving.steps import Alone, Steps, always, finish
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +74,13 @@ class Shadow:
 
     def run(self, features: Sequence[Features]) -> FloatArray:
         """Scores records; see `trimodal.serving.pipeline.Scorer`."""
+        return finish(self.steps(features, always))
+
+    def steps(self, features: Sequence[Features], alone: Alone) -> Steps[FloatArray]:
+        """Scores records in slices; the path is busy until the last of them, or until they are given up."""
         self._enter(1)
         try:
-            probabilities = self.runner.run(features)
+            probabilities = yield from self.runner.steps(features, alone)
         finally:
             self._enter(-1)
         for item, row in zip(features, probabilities, strict=True):

@@ -7,9 +7,7 @@ error in one JSON form, and lets requests in flight finish before the container 
 from __future__ import annotations
 
 import logging
-import re
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector, web
@@ -26,7 +24,7 @@ from trimodal.errors import (
     RequestError,
     Unavailable,
 )
-from trimodal.log import request_id
+from trimodal.log import identify, request_id
 from trimodal.servers.workers import ANSWERED, CODE, REQUEST_ID, SENT
 
 logger = logging.getLogger(__name__)
@@ -46,11 +44,6 @@ _NOT_FORWARDED = frozenset(
 
 _AUTOMATIC = ("Accept", "Accept-Encoding", "User-Agent")
 
-
-_IDENTITIES = ("X-Amzn-SageMaker-Inference-Id", "X-Amzn-RequestId", "X-Request-Id")
-"""Headers that name a request, the best first."""
-
-_IDENTITY = re.compile(r"[A-Za-z0-9._:/=+@-]{1,128}")
 
 _SHOWN = ("level", "rung", "precision", "engine", "causes", "declined")
 """What `/ping` tells of the ladder."""
@@ -83,6 +76,8 @@ class Front:
         self.served = served
         self.measure: Callable[[str | None, float], None] = lambda _code, _milliseconds: None
         self.metrics: Callable[[], tuple[bytes, str]] | None = None
+        self.parameters: Mapping[str, object] = {}
+        """The answer to `/execution-parameters`."""
         self.draining = False
         self.in_flight = 0
 
@@ -100,6 +95,7 @@ class Front:
         app.router.add_get("/ping", self.ping)
         if self.metrics is not None:
             app.router.add_get("/metrics", self.show_metrics)
+        app.router.add_get("/execution-parameters", self.execution_parameters)
         app.router.add_post("/invocations", self.invocations, expect_handler=self._expect)
         app.cleanup_ctx.append(self._client)
         return app
@@ -130,10 +126,14 @@ class Front:
         facts = {key: served[key] for key in _SHOWN if key in served}
         return web.json_response({"status": state, "workers": workers, **facts}, status=status)
 
+    async def execution_parameters(self, _request: web.Request) -> web.Response:
+        """Tells Batch Transform how to send its records."""
+        return web.json_response(dict(self.parameters))
+
     async def invocations(self, request: web.Request) -> web.Response:
         """Forwards one request and its answer."""
         started = time.perf_counter()
-        request_id.set(_identity(request.headers))
+        request_id.set(identify(request.headers))
         self.in_flight += 1
         try:
             response = await self._forward(request, await self._body(request))
@@ -142,7 +142,7 @@ class Front:
         finally:
             self.in_flight -= 1
         milliseconds = round((time.perf_counter() - started) * 1000, 2)
-        code = None if response.status < 400 else response.get("code") or "handler_error"
+        code = None if response.status < 400 else response.get(_CODE) or "handler_error"
         self.measure(code, milliseconds)
         extra = {"status": response.status, "milliseconds": milliseconds, "bytes": request.content_length}
         logger.info("invocation", extra=extra)
@@ -181,21 +181,16 @@ class Front:
         if ANSWERED not in answer.headers:
             raise _server_error(answer.status)
         response = web.Response(status=answer.status, body=content, headers=_forwarded(answer.headers))
-        response["code"] = answer.headers.get(CODE)
+        response[_CODE] = answer.headers.get(CODE, "")
         return response
 
 
 _SESSION = web.AppKey("session", ClientSession)
+_CODE = web.ResponseKey("code", str)
 
 
 def _forwarded(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
     return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in _NOT_FORWARDED)
-
-
-def _identity(headers: CIMultiDictProxy[str]) -> str:
-    """Returns the id that the request brings, or a new one; what does not look like an id is not logged."""
-    brought = (headers.get(name, "") for name in _IDENTITIES)
-    return next((name for name in brought if _IDENTITY.fullmatch(name)), None) or uuid.uuid4().hex
 
 
 def _server_error(status: int) -> RequestError:
@@ -228,5 +223,5 @@ async def _json_errors(request: web.Request, handler: Handler) -> web.StreamResp
 
 def _error(error: RequestError) -> web.Response:
     response = web.Response(status=error.status, body=error.to_json(), content_type=JSON)
-    response["code"] = error.code
+    response[_CODE] = error.code
     return response

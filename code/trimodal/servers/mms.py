@@ -18,16 +18,19 @@ from typing import Any
 
 from sagemaker_inference.errors import BaseInferenceToolkitError
 
+import inference
 from trimodal import log
 from trimodal.errors import InferenceFailed, MalformedBody, RequestError, TrimodalError
 from trimodal.loading.load import open_reference
 from trimodal.metrics.channel import CHANNEL, Sender
 from trimodal.metrics.instrumented import measured, timed
+from trimodal.metrics.instruments import Recorder
 from trimodal.metrics.shadow import shadowed
 from trimodal.servers.handlers import Handler, call, find_handlers
 from trimodal.servers.workers import ANSWERED, CODE, REQUEST_ID, SENT, WorkerReport
 from trimodal.serving.encode import JSON, negotiate
 from trimodal.serving.pipeline import Pipeline
+from trimodal.serving.steps import Alone, Steps, always, finish
 from trimodal.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -36,14 +39,14 @@ logger = logging.getLogger(__name__)
 class Service:
     """One loaded model and the functions that answer for it."""
 
-    def __init__(self, settings: Settings, model_dir: Path, context: object, sender: Sender | None = None) -> None:
+    def __init__(self, settings: Settings, model_dir: Path, context: object, recorder: Recorder | None = None) -> None:
         """Loads the model.
 
         Args:
             settings: the container's settings.
             model_dir: the model directory.
             context: the model server's context.
-            sender: takes the measurements of this process, or None.
+            recorder: takes the measurements of this process, or None.
 
         Raises:
             StartupError: it cannot be loaded.
@@ -56,24 +59,30 @@ class Service:
         self.model = _run("model_fn", handlers.model_fn, str(model_dir), context=context)
         if handlers.model_warmup_fn is not None:
             _run("model_warmup_fn", handlers.model_warmup_fn, str(model_dir), self.model, context=context)
-        self.sender = sender
-        if sender is not None:
-            self._measure(replace(settings, model_dir=model_dir), sender)
+        self.recorder = recorder
+        if recorder is not None:
+            self._measure(replace(settings, model_dir=model_dir), recorder)
         logger.info("model loaded and warmed up", extra={"seconds": round(time.perf_counter() - started, 3)})
 
-    def _measure(self, settings: Settings, sender: Sender) -> None:
+    def _measure(self, settings: Settings, recorder: Recorder) -> None:
         """Wraps the model, where it is ours, and the handlers before and after it."""
         if isinstance(self.model, Pipeline):
-            inside = measured(self.model, sender)
-            self.model = shadowed(inside, sender, settings.shadow_rate, lambda: open_reference(settings))
+            inside = measured(self.model, recorder)
+            self.model = shadowed(inside, recorder, settings.shadow_rate, lambda: open_reference(settings))
         self.handlers = replace(
             self.handlers,
-            input_fn=timed(self.handlers.input_fn, "decode", sender),
-            output_fn=timed(self.handlers.output_fn, "encode", sender),
+            input_fn=timed(self.handlers.input_fn, "decode", recorder),
+            output_fn=timed(self.handlers.output_fn, "encode", recorder),
         )
 
     def answer(self, body: bytes | str, content_type: str, accept: str, context: object) -> tuple[bytes, str]:
         """Answers one request; returns the body and its media type."""
+        return finish(self.steps(body, content_type, accept, context, always))
+
+    def steps(
+        self, body: bytes | str, content_type: str, accept: str, context: object, alone: Alone
+    ) -> Steps[tuple[bytes, str]]:
+        """Answers one request in slices; what a user's handlers do is one slice."""
         handlers = self.handlers
         if accept in ("", "*/*"):
             accept = self.default_accept
@@ -85,7 +94,10 @@ class Service:
             data = call(handlers.input_fn, body, content_type, context=context)
             if not handlers.own_output:
                 negotiate(accept, self.default_accept)  # before the model runs for nothing
-            prediction = call(handlers.predict_fn, data, self.model, context=context)
+            if handlers.predict_fn is inference.predict_fn and isinstance(self.model, Pipeline):
+                prediction = yield from self.model.steps(data, alone)
+            else:
+                prediction = call(handlers.predict_fn, data, self.model, context=context)
             result = call(handlers.output_fn, prediction, accept, context=context)
         content, media = result if isinstance(result, tuple) else (result, accept)
         return (content.encode() if isinstance(content, str) else bytes(content)), media
@@ -150,18 +162,17 @@ def _answer(service: Service, index: int, request: dict[str, Any], context: Any)
     content_type = str(headers.get("content-type") or JSON)
     accept = str(headers.get("accept") or "*/*")
     log.request_id.set(str(headers.get(REQUEST_ID, "")))
-    if service.sender is not None and SENT in headers:
-        service.sender.record("QueueTime", max(0.0, (time.monotonic() - float(headers[SENT])) * 1000))
+    if service.recorder is not None and SENT in headers:
+        service.recorder.record("QueueTime", max(0.0, (time.monotonic() - float(headers[SENT])) * 1000))
     status = 200
     try:
         content, media = service.answer(_body(request), content_type, accept, context)
     except Exception as err:  # noqa: BLE001  whatever a user's handler raises must not reach the other requests
-        error = _request_error(err)
+        status, error = error_answer(err)
         content, media = error.to_json(), JSON
         context.set_response_header(index, CODE, error.code)
-        status = err.status_code if isinstance(err, BaseInferenceToolkitError) else error.status
-    if service.sender is not None:
-        service.sender.flush()
+    if service.recorder is not None:
+        service.recorder.flush()
     context.set_response_status(code=status, phrase=_phrase(status), idx=index)
     context.set_response_header(index, "content-type", media)
     context.set_response_header(index, ANSWERED, "1")
@@ -185,8 +196,13 @@ def _utf8(body: bytes) -> str:
         raise MalformedBody("The body is not valid UTF-8.") from err
 
 
+def error_answer(err: Exception) -> tuple[int, RequestError]:
+    """Turns whatever a handler raised into a status and an error that may be shown."""
+    error = _request_error(err)
+    return (int(err.status_code) if isinstance(err, BaseInferenceToolkitError) else error.status), error
+
+
 def _request_error(err: Exception) -> RequestError:
-    """Turns whatever a handler raised into an error that may be shown."""
     if isinstance(err, RequestError):
         return err
     if isinstance(err, BaseInferenceToolkitError):

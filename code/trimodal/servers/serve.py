@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import signal
 import socket
-import struct
 import tempfile
 import threading
 import time
@@ -27,25 +25,17 @@ from trimodal.loading.hardware import detect, no_gpu, thread_count, worker_count
 from trimodal.loading.prepare import prepare
 from trimodal.loading.selection import Selection
 from trimodal.servers import model_server
+from trimodal.servers.drain import drain
 from trimodal.servers.front import Front
+from trimodal.servers.limits import execution_parameters
 from trimodal.servers.telemetry import Telemetry
 from trimodal.servers.workers import failure, living, ready_workers, served
 from trimodal.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-DRAIN_SECONDS = 25
-"""Time for requests in flight after SIGTERM; SageMaker kills the container after 30 seconds."""
-
-RETIRE_SECONDS = 0.5
-"""Time after SIGTERM in which clients with an open connection learn that it closes, before it does."""
-
-_SO_ATTACH_FILTER = 26
-_BPF_RETURN = 0x06
 _BACKLOG = 1024
 _POLL_SECONDS = 0.05
-_QUIET_POLLS = 4
-"""Polls without a request in flight after which none is on its way on an accepted connection."""
 
 
 def serve(settings: Settings) -> None:
@@ -91,6 +81,7 @@ async def _serve(settings: Settings, run_dir: Path) -> None:
             served=lambda: served(run_dir),
         )
         front.observe(telemetry.request, telemetry.metrics)
+        front.parameters = execution_parameters(settings, workers)
         async with _listening(front, settings.port):
             seconds = round(time.perf_counter() - started, 2)
             logger.info("serving", extra={"port": settings.port, "workers": workers, "seconds": seconds})
@@ -161,34 +152,10 @@ async def _listening(front: Front, port: int) -> AsyncIterator[None]:
     await site.start()
     try:
         yield
-        await _drain(front, site, sock)
+        front.draining = True
+        await drain(sock, site.stop, lambda: front.in_flight)
     finally:
         await runner.cleanup()
-
-
-async def _drain(front: Front, site: web.SockSite, sock: socket.socket) -> None:
-    """Takes no more connections and waits until every request is answered, for at most `DRAIN_SECONDS`."""
-    logger.info("draining", extra={"in_flight": front.in_flight})
-    front.draining = True
-    deadline = time.monotonic() + DRAIN_SECONDS
-    await asyncio.sleep(RETIRE_SECONDS)
-    _refuse_connections(sock)  # closing resets what waits to be accepted, so let that run dry first
-    await asyncio.sleep(_POLL_SECONDS)
-    await site.stop()
-    quiet = 0
-    while quiet < _QUIET_POLLS and time.monotonic() < deadline:
-        await asyncio.sleep(_POLL_SECONDS)
-        quiet = 0 if front.in_flight else quiet + 1
-    if front.in_flight:
-        logger.error("requests were cut off", extra={"in_flight": front.in_flight})
-
-
-def _refuse_connections(sock: socket.socket) -> None:
-    """Makes the kernel drop what asks for a new connection, by a packet filter that passes nothing (socket(7))."""
-    instruction = ctypes.create_string_buffer(struct.pack("HBBI", _BPF_RETURN, 0, 0, 0))
-    program = struct.pack("HL", 1, ctypes.addressof(instruction))
-    with contextlib.suppress(OSError):  # not every sandbox has filters; without one a few clients see a reset
-        sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
 async def _until_stopped(server: model_server.ModelServer, stop: asyncio.Event, look: Callable[[], None]) -> None:

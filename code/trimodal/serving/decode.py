@@ -28,12 +28,13 @@ CSV_NULLS = frozenset(
 """Cells that mean "missing": the default `na_values` of `pandas.read_csv`, which wrote and read today's CSV."""
 
 
-def decode(body: bytes, content_type: str) -> Payload:
+def decode(body: bytes, content_type: str, *, report: bool = False) -> Payload:
     """Parses a request body.
 
     Args:
         body: the request's bytes.
         content_type: its media type; parameters and letter case do not matter.
+        report: a line that is no JSON object costs one record and not the request.
 
     Raises:
         UnsupportedMedia: the content type is unknown, or its charset is not UTF-8.
@@ -43,6 +44,8 @@ def decode(body: bytes, content_type: str) -> Payload:
     decoder = find_decoder(content_type)
     if not body.strip():
         raise MalformedBody("The request body is empty; send at least one record.")
+    if report and decoder is decode_json_lines:
+        return _decode_lines(_utf8(body), None, report=True)
     return decoder(body)
 
 
@@ -155,29 +158,39 @@ def _parse(text: str) -> object:
         raise ValueError("nested too deeply") from err
 
 
-def _decode_lines(text: str, whole: ValueError | None) -> Payload:
+def _decode_lines(text: str, whole: ValueError | None, *, report: bool = False) -> Payload:
     """Reads JSON lines.
 
     Args:
         text: the body.
         whole: why the body is not one JSON document, or None when it was announced as lines.
+        report: put an error in the place of a line that cannot be read.
     """
     rows: list[Row] = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            row = _parse(line)
-        except ValueError as err:
-            if whole is not None and not rows:
+            rows.append(_line(line, number))
+        except MalformedBody as err:
+            if whole is not None and not rows and err.__cause__ is not None:
                 raise MalformedBody(f"The body is not valid JSON: {_reason(whole)}.") from err
-            raise MalformedBody(f"Line {number} is not valid JSON: {_reason(err)}.") from err
-        if not isinstance(row, dict):
-            raise MalformedBody(f"Line {number} is not a JSON object.")
-        rows.append(row)
+            if not report:
+                raise
+            rows.append(MalformedBody(str(err), record=len(rows)))
     if not rows:
         raise MalformedBody("The body holds no record.")
     return Payload(rows)
+
+
+def _line(line: str, number: int) -> Row:
+    try:
+        row = _parse(line)
+    except ValueError as err:
+        raise MalformedBody(f"Line {number} is not valid JSON: {_reason(err)}.") from err
+    if not isinstance(row, dict):
+        raise MalformedBody(f"Line {number} is not a JSON object.")
+    return row
 
 
 def _row(item: object, index: int) -> Row:

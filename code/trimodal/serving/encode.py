@@ -88,10 +88,11 @@ def _ranges(accept: str) -> Iterator[tuple[str, float]]:
 
 def _objects(predictions: Predictions, form: ResponseFormat) -> list[dict[str, object]]:
     """Returns one response object a record, its keys in the order that clients know."""
-    return [
-        {**scores, **extra}
-        for scores, extra in zip(_scores(predictions, form), _extras(predictions, form), strict=True)
-    ]
+    rows = zip(_scores(predictions, form), _extras(predictions, form), strict=True)
+    objects: list[dict[str, object]] = [{**scores, **extra} for scores, extra in rows]
+    for place, error in predictions.errors.items():
+        objects[place] = error.to_dict()
+    return objects
 
 
 def _scores(predictions: Predictions, form: ResponseFormat) -> Iterator[dict[str, object]]:
@@ -140,8 +141,10 @@ def _json_lines(predictions: Predictions, form: ResponseFormat) -> bytes:
 def _csv(predictions: Predictions, form: ResponseFormat) -> bytes:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    for scores, extra in zip(_columns(predictions), _extras(predictions, form), strict=True):
-        writer.writerow([*(f"{score:.4f}" for score in scores), *extra.values()])
+    for place, (scores, extra) in enumerate(zip(_columns(predictions), _extras(predictions, form), strict=True)):
+        row = [*(f"{score:.4f}" for score in scores), *extra.values()]
+        error = predictions.errors.get(place)
+        writer.writerow(row if error is None else [f"error: {error}", *[""] * (len(row) - 1)])
     return out.getvalue().encode(errors="replace")
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from trimodal.errors import InvalidRecord, MalformedBody
+from trimodal.errors import InvalidRecord, MalformedBody, RequestError
 from trimodal.records import Payload, Record, Row, Schema
 
 
-def name_fields(payload: Payload, schema: Schema) -> list[Record]:
+def name_fields(payload: Payload, schema: Schema, errors: dict[int, RequestError] | None = None) -> list[Record]:
     """Gives each row's values their field names; names decide, position only where there are none.
 
+    Args:
+        payload: the request.
+        schema: the model's fields.
+        errors: takes why a record is left out, by its place; None where one such record fails its request.
+
     Raises:
-        InvalidRecord: a row has the wrong number of values or lacks a required field.
+        RequestError: a row has the wrong number of values, lacks a required field, or cannot be read.
         MalformedBody: a CSV header is not followed by any record.
     """
     rows = _unwrap(payload.rows, schema)
@@ -21,7 +26,15 @@ def name_fields(payload: Payload, schema: Schema) -> list[Record]:
         rows, columns = rows[1:], header
         if not rows:
             raise MalformedBody("The CSV body holds a header and no record.")
-    return [_record(index, row, columns, schema) for index, row in enumerate(rows)]
+    records: list[Record] = []
+    for index, row in enumerate(rows):
+        try:
+            records.append(_record(index, row, columns, schema))
+        except RequestError as err:
+            if errors is None:
+                raise
+            errors[index] = err
+    return records
 
 
 def _unwrap(rows: Sequence[Row], schema: Schema) -> Sequence[Row]:
@@ -43,7 +56,7 @@ def _unwrap(rows: Sequence[Row], schema: Schema) -> Sequence[Row]:
 
 def _header(row: Row, schema: Schema) -> tuple[str, ...] | None:
     """Returns the column names when a CSV row holds them: a field's name, and nothing that is a number."""
-    if isinstance(row, Mapping):
+    if isinstance(row, Mapping | RequestError):
         return None
     cells = tuple(str(cell).strip() for cell in row if cell is not None)
     if not set(cells) & set(schema.fields) or any(_is_number(cell) for cell in cells):
@@ -65,6 +78,8 @@ def _is_number(cell: str) -> bool:
 
 
 def _record(index: int, row: Row, columns: tuple[str, ...] | None, schema: Schema) -> Record:
+    if isinstance(row, RequestError):
+        raise row
     if not isinstance(row, Mapping):
         row = _by_position(index, row, columns)
     required = schema.fields if schema.columns is not None else ()

@@ -6,12 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+
+from trimodal.errors import InvalidRecord, RequestError
 from trimodal.records import Features, FloatArray, Payload, Predictions, Record, Schema
 from trimodal.serving.calibrate import Calibrator
 from trimodal.serving.decode import decode, find_decoder
 from trimodal.serving.encode import ResponseFormat, encode, negotiate
 from trimodal.serving.naming import name_fields
+from trimodal.serving.steps import Alone, Steps, always, finish
 from trimodal.serving.tabular import is_missing
+
+SLICE_RECORDS = 32
+"""Records whose texts are tokenized before other requests get a turn."""
 
 
 class Reader(Protocol):
@@ -27,6 +34,9 @@ class Scorer(Protocol):
     def run(self, features: Sequence[Features]) -> FloatArray:
         """Returns probabilities, float32 `[N, K]`."""
 
+    def steps(self, features: Sequence[Features], alone: Alone, /) -> Steps[FloatArray]:
+        """Does the same in slices."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
@@ -39,6 +49,8 @@ class Pipeline:
         calibrator: calibrates the scores.
         form: how answers are written.
         binary: two classes, one score.
+        classes: how many; only read where records could not be scored.
+        report_errors: a record that cannot be scored is answered with an error in its place; else its request fails.
         status: what serves and why, in plain values: level of the ladder, rung, precision, engine, causes.
     """
 
@@ -48,6 +60,8 @@ class Pipeline:
     calibrator: Calibrator
     form: ResponseFormat
     binary: bool
+    classes: int = 2
+    report_errors: bool = False
     status: Mapping[str, Any] = field(default_factory=dict)
 
     def answer(self, body: bytes, content_type: str, accept: str | None) -> tuple[bytes, str]:
@@ -66,7 +80,7 @@ class Pipeline:
         """
         find_decoder(content_type)
         negotiate(accept, self.form.default)
-        return encode(self.predict(decode(body, content_type)), accept, self.form)
+        return encode(self.predict(decode(body, content_type, report=self.report_errors)), accept, self.form)
 
     def predict(self, payload: Payload) -> Predictions:
         """Scores the records of a decoded request.
@@ -75,15 +89,53 @@ class Pipeline:
             InvalidRecord: a record cannot be scored.
             InferenceFailed: the model failed.
         """
-        records = name_fields(payload, self.schema)
-        probabilities = self.runner.run([self.features.encode(record) for record in records])
+        return finish(self.steps(payload, always))
+
+    def steps(self, payload: Payload, alone: Alone) -> Steps[Predictions]:
+        """Scores the records of a decoded request as `predict` does, in slices of a few records.
+
+        Args:
+            payload: the request.
+            alone: tells whether a slice may take every core.
+        """
+        errors: dict[int, RequestError] = {}
+        records = name_fields(payload, self.schema, errors if self.report_errors else None)
+        features: list[Features] = []
+        for place, record in enumerate(records, start=1):
+            try:
+                features.append(self.features.encode(record))
+            except InvalidRecord as err:
+                if not self.report_errors:
+                    raise
+                errors[record.index] = err
+            if place % SLICE_RECORDS == 0:
+                yield
+        probabilities = (yield from self.runner.steps(features, alone)) if features else self._nothing(0)
+        return self._predictions(records, probabilities, errors)
+
+    def _predictions(
+        self, records: Sequence[Record], probabilities: FloatArray, errors: dict[int, RequestError]
+    ) -> Predictions:
+        """Puts scores, ids and errors into the places of their records."""
         calibrated = self.calibrator.calibrate(probabilities)
-        identities = [record.values.get(self.schema.id_name or "") for record in records]
+        ids: list[object] = [None] * (len(probabilities) + len(errors))
+        for record in records:
+            identity = record.values.get(self.schema.id_name or "")
+            ids[record.index] = None if is_missing(identity) else identity
+        if errors:
+            scored = [place for place in range(len(ids)) if place not in errors]
+            raw, final = self._nothing(len(ids)), self._nothing(len(ids))
+            raw[scored], final[scored] = probabilities, calibrated
+            probabilities, calibrated = raw, final
         return Predictions(
             raw=probabilities[:, 1:] if self.binary else probabilities,
             calibrated=calibrated[:, 1:] if self.binary else calibrated,
             labels=probabilities.argmax(axis=1).tolist(),
-            ids=[None if is_missing(identity) else identity for identity in identities],
+            ids=ids,
             binary=self.binary,
             id_name=self.schema.id_name,
+            errors=errors,
         )
+
+    def _nothing(self, records: int) -> FloatArray:
+        return np.zeros((records, self.classes), np.float32)

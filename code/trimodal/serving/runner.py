@@ -16,6 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from trimodal.errors import InferenceFailed
 from trimodal.records import EncodedText, Features, FloatArray
+from trimodal.serving.steps import Alone, Steps, always, finish
 
 logger = logging.getLogger(__name__)
 
@@ -115,9 +116,15 @@ class Runner:
         Raises:
             InferenceFailed: the graph failed, or gave something that is not a probability.
         """
+        return finish(self.steps(features, always))
+
+    def steps(self, features: Sequence[Features], _alone: Alone) -> Steps[FloatArray]:
+        """Scores records as `run` does, one run of the graph a slice."""
         order: list[int] = []
         parts: list[FloatArray] = []
         for batch in self._batches(features):
+            if parts:
+                yield
             parts.append(self._run_batch([features[i] for i in batch]))
             order.extend(batch)
         probabilities = np.concatenate(parts)

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -21,52 +19,23 @@ from numpy.typing import NDArray
 
 from trimodal.errors import InferenceFailed
 from trimodal.records import EncodedText, Features, FloatArray
+from trimodal.serving.memory import EncoderCache, Key, Outputs
 from trimodal.serving.runner import Session, TabularInput, TextInput
+from trimodal.serving.steps import Alone, Steps, always, finish
 
 logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
-Key = tuple[int, bytes]
-Outputs = tuple[Array, ...]
 
 HEAD_RECORDS = 512
 """Records that are scored together: bounds the memory that their encoded texts take."""
 
 
-class EncoderCache:
-    """Remembers encoder outputs of the texts seen last, exactly; may be used from several threads."""
+SLICE_TOKENS = 512
+"""Tokens after which other requests get a turn; at least both texts of one record."""
 
-    def __init__(self, entries: int) -> None:
-        """Makes an empty cache of at most `entries` texts; 0 remembers nothing."""
-        self.entries = entries
-        self.hits = 0
-        self.misses = 0
-        self._outputs: OrderedDict[Key, Outputs] = OrderedDict()
-        self._lock = Lock()
-
-    def find(self, keys: Iterable[Key]) -> dict[Key, Outputs]:
-        """Returns what is known of some texts."""
-        with self._lock:
-            known = {key: self._outputs[key] for key in keys if key in self._outputs}
-            for key in known:
-                self._outputs.move_to_end(key)
-        return known
-
-    def count(self, hits: int, misses: int) -> None:
-        """Counts texts that were known, or equal to another of their request, and those that were computed."""
-        with self._lock:
-            self.hits += hits
-            self.misses += misses
-
-    def store(self, outputs: Mapping[Key, Outputs]) -> None:
-        """Remembers some texts and forgets those that were used longest ago."""
-        with self._lock:
-            self._outputs.update(outputs)
-            while len(self._outputs) > self.entries:
-                self._outputs.popitem(last=False)
-
-    def __len__(self) -> int:
-        return len(self._outputs)
+ALONE_UNITS = 16
+"""Texts of a slice where no other request waits: few waits for the slower of two encoders side by side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +129,23 @@ class SplitRunner:
         Raises:
             InferenceFailed: a graph failed, or gave something that is not a probability.
         """
-        parts = [
-            self._run_slice(features[start : start + HEAD_RECORDS]) for start in range(0, len(features), HEAD_RECORDS)
-        ]
+        return finish(self.steps(features, always))
+
+    def steps(self, features: Sequence[Features], alone: Alone) -> Steps[FloatArray]:
+        """Scores records as `run` does, in slices.
+
+        Args:
+            features: the records.
+            alone: tells whether the encoders may run side by side.
+        """
+        parts: list[FloatArray] = []
+        for start in range(0, len(features), HEAD_RECORDS):
+            if parts:
+                yield
+            parts.append((yield from self._run_slice(features[start : start + HEAD_RECORDS], alone)))
         return np.concatenate(parts)
 
-    def _run_slice(self, features: Sequence[Features]) -> FloatArray:
+    def _run_slice(self, features: Sequence[Features], alone: Alone) -> Steps[FloatArray]:
         units = {}
         places: list[tuple[list[Key], list[Key]]] = []
         for item in features:
@@ -177,7 +157,7 @@ class SplitRunner:
                     place[side].append(key)
             places.append(place)
         try:
-            encoded = self._encode(units, sum(len(keys) for place in places for keys in place))
+            encoded = yield from self._encode(units, sum(len(keys) for place in places for keys in place), alone)
             return self._score(features, places, encoded)
         except InferenceFailed:
             raise
@@ -185,24 +165,32 @@ class SplitRunner:
             logger.error("inference failed: %s", type(err).__name__)  # noqa: TRY400  its text can hold token ids
             raise InferenceFailed("The model failed on this request.") from err
 
-    def _encode(self, units: Mapping[Key, list[list[int]]], wanted: int) -> dict[Key, Outputs]:
+    def _encode(self, units: Mapping[Key, list[list[int]]], wanted: int, alone: Alone) -> Steps[dict[Key, Outputs]]:
         """Encodes units that are not remembered, the longest first."""
-        known = self.cache.find(units)
-        missing = [key for key in units if key not in known]
+        encoded = self.cache.find(units)
+        missing = [key for key in units if key not in encoded]
         self.cache.count(wanted - len(missing), len(missing))
         batches = sorted(self._batches(missing, units), key=lambda keys: -_area(units[keys[0]]) * len(keys))
 
         def run(keys: list[Key]) -> list[Outputs]:
             return self.encoders[keys[0][0]].run([units[key] for key in keys], self.pad_id)
 
-        mapped = self.pool.map(run, batches) if self.pool is not None and len(batches) > 1 else map(run, batches)
-        fresh = {
-            key: value
-            for keys, values in zip(batches, mapped, strict=True)
-            for key, value in zip(keys, values, strict=True)
-        }
-        self.cache.store(fresh)
-        return known | fresh
+        done = 0
+        while done < len(batches):
+            if done:
+                yield
+            together = self.pool if alone() else None
+            window = batches[done : done + (ALONE_UNITS if together else _slice_length(batches[done:], units))]
+            mapped = together.map(run, window) if together is not None and len(window) > 1 else map(run, window)
+            fresh = {
+                key: value
+                for keys, values in zip(window, mapped, strict=True)
+                for key, value in zip(keys, values, strict=True)
+            }
+            self.cache.store(fresh)
+            encoded |= fresh
+            done += len(window)
+        return encoded
 
     def _batches(self, keys: Iterable[Key], units: Mapping[Key, list[list[int]]]) -> Iterator[list[Key]]:
         """Groups chunks of equal length where their encoder takes several."""
@@ -285,3 +273,13 @@ def _hash(unit: list[list[int]]) -> bytes:
 
 def _area(unit: list[list[int]]) -> int:
     return len(unit) * max(map(len, unit))
+
+
+def _slice_length(batches: Sequence[list[Key]], units: Mapping[Key, list[list[int]]]) -> int:
+    """Returns how many batches make a slice: two, or more while they are short."""
+    tokens = 0
+    for count, keys in enumerate(batches):
+        tokens += _area(units[keys[0]]) * len(keys)
+        if count >= 2 and tokens > SLICE_TOKENS:
+            return count
+    return len(batches)

@@ -7,7 +7,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimodal.serving.split import EncoderCache, _hash
+from trimodal.serving.memory import EncoderCache
+from trimodal.serving.split import _hash
 
 chunk = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=4)
 text = st.lists(chunk, min_size=1, max_size=4)

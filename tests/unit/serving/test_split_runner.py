@@ -11,8 +11,9 @@ import pytest
 from onnx import numpy_helper, parser
 
 from trimodal.errors import InferenceFailed
+from trimodal.serving.memory import EncoderCache
 from trimodal.serving.runner import GraphLayout, Runner, TabularInput, TextInput
-from trimodal.serving.split import EncoderCache, Head, SplitRunner, TextEncoder
+from trimodal.serving.split import Head, SplitRunner, TextEncoder
 
 TEXTS = ("chat", "events")
 VOCABULARY, WIDTH = 60, 16
