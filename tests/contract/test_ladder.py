@@ -179,7 +179,7 @@ def test_sigterm_while_another_container_optimizes(start, model):
     with subprocess.Popen([sys.executable, "-c", HOLD, lock], env=environ, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"held\n"
         server = start(model, wait=False)
-        wait_for(lambda: str(lock) in "".join(_open_files(server.process.pid)))
+        wait_for(lambda: str(lock) in "".join(_open_files(server)))
 
         assert server.terminate() == 0
 
@@ -187,9 +187,11 @@ def test_sigterm_while_another_container_optimizes(start, model):
         other.kill()
 
 
-def _open_files(pid):
-    for link in Path(f"/proc/{pid}/fd").iterdir():
+def _open_files(server):
+    """Names of the files that a server's processes hold open."""
+    for pid in [server.process.pid, *(pid for pid, _ in server.descendants())]:
         try:
-            yield str(link.readlink())
+            for link in Path(f"/proc/{pid}/fd").iterdir():
+                yield str(link.readlink())
         except OSError:
             continue
