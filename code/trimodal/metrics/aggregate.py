@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from trimodal.metrics.table import METRICS, Metric
+from trimodal.metrics.table import METRICS, Kind, Metric
 
 MAX_SERIES = 64
 """Combinations of a metric's own dimensions; others are dropped and counted."""
@@ -51,8 +51,9 @@ class Adder(Protocol):
 
 @dataclass(slots=True)
 class _Bucket:
+    kind: Kind
     counts: dict[float, int] = field(default_factory=dict)
-    value: float | None = None
+    value: float = 0.0
 
 
 class Aggregate:
@@ -72,31 +73,24 @@ class Aggregate:
 
     def record(self, name: str, value: float = 1.0, /, **dimensions: str) -> None:
         """Takes one measurement; what cannot be taken is counted in `DroppedPoints`."""
-        self.add(name, value, 1, tuple(sorted(dimensions.items())))
+        self.add(name, value, 1, tuple(sorted(dimensions.items())) if dimensions else ())
 
     def add(self, name: str, value: float, count: int, own: Own) -> None:
         """Takes `count` equal measurements."""
-        metric = METRICS.get(name)
-        good = metric is not None and math.isfinite(value) and {key for key, _ in own} == set(metric.dimensions)
-        if name == "DroppedPoints" and good:
-            self.drop(int(value) * count)
-            return
         with self._lock:
-            bucket = self._bucket(name, own) if good else None
-            if metric is None or bucket is None:
-                self._dropped += count
-            elif metric.kind == "distribution":
+            bucket = self._buckets.get((name, own)) or self._new_bucket(name, own)
+            if bucket is None or not math.isfinite(value):
+                self._dropped += int(value) * count if name == "DroppedPoints" else count
+                return
+            if bucket.kind == "distribution":
                 rounded = round_value(value)
                 bucket.counts[rounded] = bucket.counts.get(rounded, 0) + count
-            elif metric.kind == "counter":
-                bucket.value = (bucket.value or 0.0) + value * count
+            elif bucket.kind == "counter":
+                bucket.value += value * count
             else:
                 bucket.value = value
-        if bucket is not None and self._mirror is not None:
+        if self._mirror is not None:
             self._mirror.add(name, value, count, own)
-
-    def flush(self) -> None:
-        """Does nothing: it is added up here."""
 
     def drop(self, count: int) -> None:
         """Counts measurements that were lost elsewhere."""
@@ -107,7 +101,7 @@ class Aggregate:
         """Returns what was measured since the last call; gauges stay as they are."""
         with self._lock:
             buckets = self._buckets
-            self._buckets = {key: _Bucket(value=b.value) for key, b in buckets.items() if _is_gauge(key[0])}
+            self._buckets = {key: _Bucket("gauge", value=b.value) for key, b in buckets.items() if b.kind == "gauge"}
             self._series = {}
             for name, _ in self._buckets:
                 self._series[name] = self._series.get(name, 0) + 1
@@ -117,11 +111,15 @@ class Aggregate:
             series.append(Series(METRICS["DroppedPoints"], (), (float(dropped),), (1,)))
         return series
 
-    def _bucket(self, name: str, own: Own) -> _Bucket | None:
-        bucket = self._buckets.get((name, own))
-        if bucket is None and self._series.get(name, 0) < MAX_SERIES:
-            self._series[name] = self._series.get(name, 0) + 1
-            bucket = self._buckets[name, own] = _Bucket()
+    def _new_bucket(self, name: str, own: Own) -> _Bucket | None:
+        """Makes room for a metric of the table under its own dimensions; None where there is none for it."""
+        metric = METRICS.get(name)
+        if metric is None or {key for key, _ in own} != set(metric.dimensions) or name == "DroppedPoints":
+            return None
+        if self._series.get(name, 0) == MAX_SERIES:
+            return None
+        self._series[name] = self._series.get(name, 0) + 1
+        bucket = self._buckets[name, own] = _Bucket(metric.kind)
         return bucket
 
 
@@ -143,17 +141,13 @@ def combine(series: Sequence[Series]) -> Series:
         for one in series:
             for value, count in zip(one.values, one.counts, strict=True):
                 counts[value] = counts.get(value, 0) + count
-        return _to_series(metric, (), _Bucket(counts=counts))
+        return _to_series(metric, (), _Bucket("distribution", counts))
     join: Callable[[Sequence[float]], float] = sum if metric.kind == "counter" else max
     return Series(metric, (), (float(join([one.values[0] for one in series])),), (1,))
-
-
-def _is_gauge(name: str) -> bool:
-    return METRICS[name].kind == "gauge"
 
 
 def _to_series(metric: Metric, own: Own, bucket: _Bucket) -> Series:
     if metric.kind == "distribution":
         values = tuple(sorted(bucket.counts))
         return Series(metric, own, values, tuple(bucket.counts[value] for value in values))
-    return Series(metric, own, (float(bucket.value or 0.0),), (1,))
+    return Series(metric, own, (float(bucket.value),), (1,))

@@ -23,34 +23,51 @@ CHANNEL = "metrics"
 DATAGRAM_BYTES = 65_536
 """Aim for a datagram; the kernel takes three times as many by default (net.core.wmem_default)."""
 
+SEND_SECONDS = 0.2
+"""Between two sendings: less than the container takes to end, once the last request is answered."""
+
 _VALUES = 1000
 _BUFFER_BYTES = 4 * 1024 * 1024
 
 
 class Sender:
-    """Adds up a worker's measurements and sends them when told; see `Recorder`.
+    """Adds up a worker's measurements and sends them a few times a second; see `Recorder`.
 
-    It never waits: what the main process is too slow to take is kept, added up with what follows, and sent then.
+    A thread of its own sends, so that a request costs no system call. It never waits: what the main process is too slow
+    to take is kept, added up with what follows, and sent then.
     """
 
     def __init__(self, path: Path) -> None:
-        """Makes a sender to the socket at `path`, which need not be there yet; opens nothing."""
+        """Makes a sender to the socket at `path`, which need not be there yet; nothing runs until the first record."""
         self._path = str(path)
         self._aggregate = Aggregate()
-        self._socket: socket.socket | None = None
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def record(self, name: str, value: float = 1.0, /, **dimensions: str) -> None:
         """Takes one measurement."""
         self._aggregate.record(name, value, **dimensions)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="metrics", daemon=True)
+            self._thread.start()
 
-    def flush(self) -> None:
-        """Sends what was taken since the last time."""
-        if self._socket is None:
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            self._socket.setblocking(False)
+    def close(self) -> None:
+        """Sends what is left, and ends."""
+        self._closed.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _work(self) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+            channel.setblocking(False)
+            while not self._closed.wait(SEND_SECONDS):
+                self._send(channel)
+            self._send(channel)
+
+    def _send(self, channel: socket.socket) -> None:
         for datagram, parts in _datagrams(self._aggregate.drain()):
             try:
-                self._socket.sendto(datagram, self._path)
+                channel.sendto(datagram, self._path)
             except OSError:  # the queue is full, of ten datagrams on some kernels; or nobody listens yet
                 self._keep(parts)
 
@@ -58,11 +75,6 @@ class Sender:
         for part in parts:
             for value, count in zip(part.values, part.counts, strict=True):
                 self._aggregate.add(part.metric.name, value, count, part.own)
-
-    def close(self) -> None:
-        """Closes the socket."""
-        if self._socket is not None:
-            self._socket.close()
 
 
 class Receiver:

@@ -17,6 +17,3 @@ class Recorder(Protocol):
             dimensions: the metric's own dimensions, such as `Stage="tokenize"`; those of the container (model,
                 precision, endpoint, variant) are added later.
         """
-
-    def flush(self) -> None:
-        """Hands on what was taken, where another process adds it up."""

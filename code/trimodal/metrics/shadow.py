@@ -143,7 +143,6 @@ class Shadow:
         self.recorder.record("ScoreDrift", float(np.abs(expected - row).max()))
         if int(expected.argmax()) != int(row.argmax()):
             self.recorder.record("LabelFlip")
-        self.recorder.flush()
 
 
 def shadowed(pipeline: Pipeline, recorder: Recorder, rate: float, open_reference: Callable[[], Scorer]) -> Pipeline:

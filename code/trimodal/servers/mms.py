@@ -171,8 +171,6 @@ def _answer(service: Service, index: int, request: dict[str, Any], context: Any)
         status, error = error_answer(err)
         content, media = error.to_json(), JSON
         context.set_response_header(index, CODE, error.code)
-    if service.recorder is not None:
-        service.recorder.flush()
     context.set_response_status(code=status, phrase=_phrase(status), idx=index)
     context.set_response_header(index, "content-type", media)
     context.set_response_header(index, ANSWERED, "1")

@@ -30,9 +30,6 @@ class Recorded:
     def record(self, name, value=1.0, /, **dimensions):
         self.points.append((name, value, dimensions))
 
-    def flush(self):
-        pass
-
     def count(self):
         return Counter(name for name, _, _ in self.points)
 
