@@ -108,7 +108,8 @@ def make_plan(model: Model, batch_sizes: Sequence[int], lengths: Sequence[int], 
     for size in sorted(set(batch_sizes)):
         plan.add(MIX, size, records, 6 if quick and size == 1 else MOST_BATCHES.get(size, FIXED_BATCHES))
     fitting = [length for length in sorted(set(lengths)) if length <= model.max_tokens]
-    plan.notes += [f"S={n} is not timed: the model takes {model.max_tokens} tokens" for n in lengths if n not in fitting]
+    too_long = sorted(set(lengths) - set(fitting))
+    plan.notes += [f"S={length} is not timed: the model takes {model.max_tokens} tokens" for length in too_long]
     for length, size in sorted(((n, b) for n in fitting for b in set(batch_sizes)), key=lambda pair: pair[0] * pair[1]):
         plan.add(f"S={length}", size, model.fixed(FIXED_BATCHES * size, length), FIXED_BATCHES)
     return plan
@@ -216,7 +217,7 @@ class Analysis:
             took = time.monotonic() - begun
             if len(rounds) >= LEAST_ROUNDS and time.monotonic() - started + took > share:
                 break
-        self.rate = max(self.rate, took / (cell.tokens * len(wanted)))
+        self.rate = took / (cell.tokens * len(wanted))  # of the largest so far: small ones are mostly overhead
         seconds = np.array(rounds).transpose(2, 0, 1)
         for (one, _), own in zip(wanted, seconds, strict=True):
             one.times[cell.traffic, cell.batch] = summarize_calls(own)
@@ -259,5 +260,6 @@ def throughput(one: Measured, traffic: str, batch: int) -> float | None:
 
 def best(measured: Sequence[Measured], traffic: str, batch: int) -> Measured | None:
     """Returns the fastest variant whose outputs are right."""
-    right = [m for m in measured if m.accuracy.wrong is None and (traffic, batch) in m.times and m.candidate.name != NAIVE]
+    timed = [one for one in measured if (traffic, batch) in one.times and one.candidate.name != NAIVE]
+    right = [one for one in timed if one.accuracy.wrong is None]
     return min(right, key=lambda one: one.times[traffic, batch].typical, default=None)

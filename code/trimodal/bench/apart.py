@@ -39,7 +39,7 @@ class Child:
             "HF_HUB_OFFLINE": "1",
             "TQDM_DISABLE": "1",
         }
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the child
         # A session of its own: Ctrl+C in a terminal reaches the parent alone, which then ends its children.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "trimodal.bench.apart"],
@@ -66,8 +66,9 @@ class Child:
         try:
             done, answer = pickle.load(self._pipe(self._process.stdout))
         except (EOFError, pickle.UnpicklingError) as err:
-            self.close()
-            raise OptimizationError(f"its process ended with status {self._process.returncode}{self._last()}") from err
+            self._process.kill()
+            status = self._process.wait()
+            raise OptimizationError(f"its process ended with status {status}{self._last()}") from err
         if not done:
             raise OptimizationError(answer)
         return answer
@@ -79,6 +80,7 @@ class Child:
         for pipe in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(OSError):
                 self._pipe(pipe).close()
+        self._errors.close()
 
     def _pipe(self, pipe: IO[bytes] | None) -> IO[bytes]:
         if pipe is None:
@@ -186,7 +188,7 @@ def _serve() -> None:
         return
     except TrimodalError as err:
         send(str(err), done=False)
-    except Exception as err:  # a library raises what it likes
+    except Exception as err:  # noqa: BLE001  a library raises what it likes, and the parent is told
         send(f"{type(err).__name__}: {str(err).strip().partition(chr(10))[0][:160]}", done=False)
 
 

@@ -163,7 +163,7 @@ def _fuse(graph: Path, target: Path, heads: int, hidden: int, layers: int) -> tu
     return fuse_stock(graph, target, heads=heads, hidden=hidden, layers=expected).attention, expected
 
 
-def _add_made(  # noqa: PLR0913  each is a fact of its own
+def _add_made(  # noqa: PLR0913, PLR0917  each is a fact of its own
     name: str, precision: str, make: Callable[[Path, Path], None], note: str, bench: Bench, into: Candidates
 ) -> None:
     target = bench.folder / name / "model.onnx"
@@ -243,7 +243,9 @@ def _add_rebuilt(bench: Bench, into: Candidates) -> None:
     """Adds the container's own rungs, for a trimodal model."""
     model = bench.model
     if not isinstance(model, TrimodalModel):
-        reason = "the output reads every token, and the rebuilt encoder computes the first one's alone in its last layer"
+        reason = (
+            "the output reads every token, and the rebuilt encoder computes the first one's alone in its last layer"
+        )
         into.skipped["rebuilt-fp32"] = into.skipped["rebuilt-int8"] = reason
         return
     for rung in _RUNGS:
@@ -255,7 +257,7 @@ def _add_rebuilt(bench: Bench, into: Candidates) -> None:
         into.add(name, partial(_rebuilt, bench, model, rung, name, folder))
 
 
-def _rebuilt(bench: Bench, model: TrimodalModel, rung: str, name: str, folder: Path) -> Candidate:  # noqa: PLR0913
+def _rebuilt(bench: Bench, model: TrimodalModel, rung: str, name: str, folder: Path) -> Candidate:
     from trimodal.loading.opening import open_built
 
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""The GPU's variants: CUDA and TensorRT with bound buffers, half precision, CUDA graphs; or why they are not measured."""
+"""The GPU's variants: CUDA and TensorRT with bound buffers, half precision, CUDA graphs; or why there are none."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def add_gpu(bench: Bench, into: Candidates) -> None:
         told = f"not measured: {obstacle}; on a machine with one (requirements/serve-gpu.txt): {bench.command}"
         into.skipped |= dict.fromkeys(NAMES, told)
         return
-    into.skipped["pytorch-cuda"] = "not measured: torch.txt brings PyTorch's CPU build where the machine offers no other"
+    into.skipped["pytorch-cuda"] = "not measured: the toolkit runs PyTorch on the CPU"
     _add(bench, into, "cuda-fp32", "fp32", bench.model.graph, (CUDA, CPU))
     half = bench.folder / "onnx-fp16" / "model.onnx"
     if not half.is_file():
@@ -47,7 +47,7 @@ def _obstacle(bench: Bench) -> str | None:
     return None if "onnxruntime-gpu" in libraries() else "onnxruntime-gpu is not installed"
 
 
-def _add(  # noqa: PLR0913  each is a fact of its own
+def _add(  # noqa: PLR0913, PLR0917  each is a fact of its own
     bench: Bench, into: Candidates, name: str, precision: str, graph: Path, providers: Sequence[str], *,
     graphs: bool = False,
 ) -> None:  # fmt: skip

@@ -34,7 +34,8 @@ class TextModel(nn.Module):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        self.model = model.eval()
+        self.model = model
+        self.train(mode=False)
 
     @property
     def classifies(self) -> bool:

@@ -1,4 +1,4 @@
-"""Writes a graph's products with weights in 4 bits (`MatMulNBits`), without the packages that ONNX Runtime's own tool needs."""
+"""Writes a graph's products with weights in 4 bits; ONNX Runtime's own tool needs packages that are not here."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
@@ -34,6 +34,36 @@ class AnySession(Protocol):
         """Runs it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a record costs an ideal machine.
+
+    Attributes:
+        operations: additions and multiplications.
+        weights: numbers that the products read, once a call.
+        activations: numbers that the products read and write.
+    """
+
+    operations: float = 0.0
+    weights: float = 0.0
+    activations: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            self.operations + other.operations, max(self.weights, other.weights), self.activations + other.activations
+        )
+
+
+def encoder_work(layers: int, hidden: int, inner: int, tokens: int) -> Work:
+    """Counts a BERT encoder's work for one text: six products with weights a layer, and attention."""
+    weights = layers * (4 * hidden**2 + 2 * hidden * inner)
+    return Work(
+        operations=2.0 * weights * tokens + 4.0 * layers * tokens**2 * hidden,
+        weights=weights,
+        activations=float(layers * tokens * (10 * hidden + 2 * inner)),
+    )
+
+
 class Model(Protocol):
     """A model that is optimized and measured.
 
@@ -51,15 +81,27 @@ class Model(Protocol):
     """
 
     name: str
-    graph: Path
     embeds: bool
     heads: int
     hidden: int
     layers: int
-    max_tokens: int
-    items: Sequence[Item]
-    labels: Sequence[int] | None
     notes: list[str]
+
+    @property
+    def graph(self) -> Path:
+        """See above."""
+
+    @property
+    def max_tokens(self) -> int:
+        """See above."""
+
+    @property
+    def items(self) -> Sequence[Item]:
+        """See above."""
+
+    @property
+    def labels(self) -> Sequence[int] | None:
+        """See above."""
 
     def mix(self, count: int) -> Sequence[Item]:
         """Returns records of realistic lengths."""
@@ -69,6 +111,9 @@ class Model(Protocol):
 
     def lengths(self, item: Item) -> list[int]:
         """Returns the tokens of each chunk that goes through an encoder."""
+
+    def work(self, item: Item) -> Work:
+        """Returns what a record costs at least."""
 
     def scorer(self, opening: Callable[[], AnySession]) -> Callable[[], Any]:
         """Returns what opens a scorer of records on a session."""
@@ -125,6 +170,15 @@ class TrimodalModel:
         """Returns the tokens of each chunk."""
         return [len(chunk) for text in (item.primary, item.secondary) for chunk in text.chunks]
 
+    def work(self, item: Features) -> Work:
+        """Returns what a record costs at least; nothing where an encoder is not known."""
+        total, weights = Work(), 0.0
+        for text, one in zip((item.primary, item.secondary), self.facts.encoders, strict=False):
+            chunks = [encoder_work(one.layers, one.hidden, one.inner, len(chunk)) for chunk in text.chunks]
+            weights += chunks[0].weights
+            total = sum(chunks, total)
+        return replace(total, weights=weights)
+
     def scorer(self, opening: Callable[[], AnySession]) -> Callable[[], Any]:
         """Returns what opens a scorer of records."""
         return partial(_open_runner, opening, self.subject, None)
@@ -139,8 +193,6 @@ class TrimodalModel:
 
 
 def _open_runner(opening: Callable[[], AnySession], subject: Subject, tokens: int | None) -> Runner:
-    from dataclasses import replace
-
     layout = subject.layout
     if tokens is not None:
         layout = replace(
@@ -187,6 +239,7 @@ class EncoderModel:
     embeds: bool
     heads: int
     hidden: int
+    inner: int
     layers: int
     max_tokens: int
     pad_id: int
@@ -212,6 +265,10 @@ class EncoderModel:
     def lengths(self, item: Sequence[int]) -> list[int]:
         """Returns the text's tokens."""
         return [len(item)]
+
+    def work(self, item: Sequence[int]) -> Work:
+        """Returns what a text costs at least."""
+        return encoder_work(self.layers, self.hidden, self.inner, len(item))
 
     def scorer(self, opening: Callable[[], AnySession]) -> Callable[[], Any]:
         """Returns what opens a scorer of token ids."""
@@ -286,6 +343,7 @@ def read_encoder(folder: Path, work: Path, texts: Sequence[str], labels: Sequenc
         embeds=not classifies,
         heads=int(config.get("num_attention_heads") or config.get("n_heads") or 0),
         hidden=int(config.get("hidden_size") or config.get("dim") or 0),
+        inner=int(config.get("intermediate_size") or config.get("hidden_dim") or 0),
         layers=int(config.get("num_hidden_layers") or config.get("n_layers") or 0),
         max_tokens=most,
         pad_id=pad_id,

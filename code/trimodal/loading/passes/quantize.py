@@ -80,7 +80,11 @@ INT4_BLOCK = 32
 
 
 def pack_int4(matrix: Array) -> tuple[Array, Array]:
-    """Packs a weight `[in, out]` as `MatMulNBits` reads it: uint8 `[out, blocks, 16]`, float32 scales `[out · blocks]`."""
+    """Packs a weight `[in, out]` as `MatMulNBits` reads it.
+
+    Returns:
+        uint8 `[out, blocks, 16]`, and float32 scales `[out · blocks]`.
+    """
     inputs, outputs = matrix.shape
     blocks = -(-inputs // INT4_BLOCK)
     padded = np.zeros((outputs, blocks * INT4_BLOCK), np.float32)
