@@ -165,7 +165,8 @@ def _bench(settings: Settings, options: argparse.Namespace) -> int:
 
 
 def _optimize(settings: Settings, options: argparse.Namespace) -> int:
-    from trimodal.bench.toolkit import Request, command_line, read_beside, read_texts, run_optimize
+    from trimodal.bench.asked import Request, command_line, read_beside, read_texts
+    from trimodal.bench.toolkit import run_optimize
 
     texts, labels = read_texts(options.texts) if options.texts is not None else (None, None)
     request = Request(

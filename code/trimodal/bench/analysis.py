@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from trimodal.bench.apart import MIB, Worker
-from trimodal.bench.engines import NAIVE, REFERENCE, Candidate
+from trimodal.bench.candidates import NAIVE, REFERENCE, Candidate
 from trimodal.bench.measures import Accuracy, Outputs, Times, judge, summarize_calls
 from trimodal.bench.models import Item, Model
 from trimodal.bench.traffic import MIX

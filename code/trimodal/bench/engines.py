@@ -1,10 +1,8 @@
-"""The variants of one model: graphs made from its FP32 export, and what opens them."""
+"""Makes the variants of one model from its FP32 export."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,78 +10,26 @@ from typing import Any
 import onnxruntime
 
 from trimodal.bench.apart import call_apart
+from trimodal.bench.candidates import (
+    NAIVE,
+    NO_BF16,
+    PYTORCH,
+    REFERENCE,
+    Bench,
+    Candidate,
+    Candidates,
+    graph_files,
+    total_bytes,
+)
 from trimodal.bench.gpu_variants import add_gpu
-from trimodal.bench.models import AnySession, Model, TrimodalModel
-from trimodal.errors import OptimizationError, TrimodalError
-from trimodal.loading.built import Built
-from trimodal.loading.hardware import Hardware, detect, libraries, no_gpu
+from trimodal.bench.models import AnySession, Model
+from trimodal.bench.rebuilt_variants import add_rebuilt
+from trimodal.bench.trimodal_model import TrimodalModel
+from trimodal.errors import OptimizationError
+from trimodal.loading.hardware import libraries
 from trimodal.loading.sessions import Tuning, open_graph
 
-logger = logging.getLogger(__name__)
-
-REFERENCE, PYTORCH, NAIVE = "onnx-fp32", "pytorch-fp32", "onnx-fp32-padded"
-NO_BF16 = "this CPU has no bf16 products (avx512_bf16, amx_bf16), without which they are emulated, many times slower"
-
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """One way to run the model.
-
-    Attributes:
-        name: unique.
-        engine: what runs it.
-        precision: of the products with weights; decides the tolerance.
-        open: opens a scorer of records; picklable.
-        bytes: size of its files.
-        note: how it was made.
-        only_mix: measured on realistic lengths alone, batch 1.
-    """
-
-    name: str
-    engine: str
-    precision: str
-    open: Callable[[], Any]
-    bytes: int
-    note: str = ""
-    only_mix: bool = False
-
-
-@dataclass(slots=True)
-class Candidates:
-    """What can be measured here, and what cannot and why."""
-
-    found: list[Candidate] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
-
-    def add(self, name: str, make: Callable[[], Candidate]) -> None:
-        """Adds a variant, or notes why it cannot be made."""
-        try:
-            self.found.append(make())
-        except TrimodalError as err:
-            self.skipped[name] = str(err)
-
-
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """Where variants are made.
-
-    Attributes:
-        model: the model.
-        hardware: the host.
-        threads: of one operator.
-        folder: an empty directory.
-        command: how to repeat the measurement.
-    """
-
-    model: Model
-    hardware: Hardware
-    threads: int
-    folder: Path
-    command: str
-
-
 Make = Callable[[Bench, Candidates], None]
 
 
@@ -101,7 +47,7 @@ def make_candidates(bench: Bench, progress: Progress) -> Candidates:
         ("onnx-int4", partial(_add_made, "onnx-int4", "int4", make_int4, "products' weights only; embeddings stay")),
         ("openvino-fp32", partial(_add_openvino, precision="fp32")),
         ("openvino-bf16", partial(_add_openvino, precision="bf16")),
-        ("rebuilt", _add_rebuilt),
+        ("rebuilt", add_rebuilt),
         ("gpu", add_gpu),
     ]  # fmt: skip
     for name, step in steps:
@@ -132,7 +78,7 @@ def _weights(model: Model) -> int:
 def _add_plain(bench: Bench, into: Candidates) -> None:
     model = bench.model
     opening = partial(open_plain, model.graph, bench.threads)
-    size = total_bytes(_graph_files(model.graph))
+    size = total_bytes(graph_files(model.graph))
     into.found.append(Candidate(REFERENCE, "onnxruntime", "fp32", model.scorer(opening), size, "the export as it is"))
     padded = model.padded(opening)
     note = f"every text padded to {model.max_tokens} tokens"
@@ -178,7 +124,7 @@ def _add_made(  # noqa: PLR0913, PLR0917  each is a fact of its own
 
 def _session_candidate(bench: Bench, name: str, precision: str, graph: Path, note: str) -> Candidate:
     opening = bench.model.scorer(partial(open_tuned, graph, bench.threads))
-    return Candidate(name, "onnxruntime", precision, opening, total_bytes(_graph_files(graph)), note)
+    return Candidate(name, "onnxruntime", precision, opening, total_bytes(graph_files(graph)), note)
 
 
 def make_fp16(source: Path, target: Path) -> None:
@@ -227,67 +173,13 @@ def _add_openvino(bench: Bench, into: Candidates, *, precision: str) -> None:
     else:
         opening = bench.model.scorer(partial(_open_openvino, graph, precision, bench.threads))
         note = "compiled from the export as it is"
-        into.found.append(Candidate(name, "openvino", precision, opening, total_bytes(_graph_files(graph)), note))
+        into.found.append(Candidate(name, "openvino", precision, opening, total_bytes(graph_files(graph)), note))
 
 
 def _open_openvino(graph: Path, precision: str, threads: int) -> AnySession:
     from trimodal.loading.openvino import open_openvino
 
     return open_openvino(graph, precision=precision, threads=threads, cache_dir=None)
-
-
-_RUNGS = ("rebuild-fp32", "rebuild-int8-static", "rebuild-int8-mixed", "rebuild-int4", "openvino-fp32", "openvino-bf16")
-
-
-def _add_rebuilt(bench: Bench, into: Candidates) -> None:
-    """Adds the container's own rungs, for a trimodal model."""
-    model = bench.model
-    if not isinstance(model, TrimodalModel):
-        reason = (
-            "the output reads every token, and the rebuilt encoder computes the first one's alone in its last layer"
-        )
-        into.skipped["rebuilt-fp32"] = into.skipped["rebuilt-int8"] = reason
-        return
-    for rung in _RUNGS:
-        name = rung.replace("rebuild", "rebuilt").replace("openvino", "rebuilt-openvino")
-        folder = bench.folder / name
-        if "bf16" in rung and not bench.hardware.has_bf16:
-            into.skipped[name] = NO_BF16
-            continue
-        into.add(name, partial(_rebuilt, bench, model, rung, name, folder))
-
-
-def _rebuilt(bench: Bench, model: TrimodalModel, rung: str, name: str, folder: Path) -> Candidate:
-    from trimodal.loading.opening import open_built
-
-    folder.mkdir()
-    built: Built = call_apart(partial(_build_rung, model.subject.artifacts.model_dir, rung, folder, bench.threads))
-    opening = partial(open_built, built, folder, Tuning(bench.threads), pad_id=model.subject.pad_id)
-    note = "the container's own: encoders written anew, each chunk alone at its exact length"
-    return Candidate(name, built.engine, built.precision, opening, total_bytes(folder.iterdir()), note)
-
-
-def _build_rung(model_dir: Path, name: str, folder: Path, threads: int) -> Built:
-    from trimodal.loading import plan
-    from trimodal.loading.artifacts import read_artifacts
-    from trimodal.loading.build import Source, build
-    from trimodal.loading.facts import open_view, read_facts
-    from trimodal.loading.optimize import read_subject
-
-    artifacts = read_artifacts(model_dir)
-    view = open_view(artifacts.graph)
-    subject = read_subject(artifacts, view)
-    rungs = (plan.REBUILD, plan.STATIC, plan.MIXED, plan.INT4, plan.OPENVINO, plan.OPENVINO_BF16)
-    rung = next(rung for rung in rungs if rung.name == name)
-    source = Source(
-        graph=artifacts.graph, view=view, layout=subject.layout, facts=read_facts(artifacts, view),
-        max_tokens=artifacts.config.max_tokens, max_chunks=artifacts.config.max_chunks,
-        samples=subject.samples.features, reduced=not detect(gpu=no_gpu).has_vnni, threads=threads,
-    )  # fmt: skip
-    built = build(rung, source, folder)
-    if built.engine == "onnxruntime" and built.fused < built.layers:
-        raise OptimizationError(f"partial: {built.fused} of {built.layers} attention layers were fused")
-    return built
 
 
 def open_plain(graph: Path, threads: int) -> Any:
@@ -303,13 +195,3 @@ def open_plain(graph: Path, threads: int) -> Any:
 def open_tuned(graph: Path, threads: int) -> Any:
     """Opens a graph with the container's options."""
     return open_graph(graph, Tuning(threads).options(graph.stem))
-
-
-def _graph_files(graph: Path) -> list[Path]:
-    """Returns a graph's files: itself, and its weights beside it."""
-    return [graph, *sorted(graph.parent.glob(f"{graph.name}.*"))]
-
-
-def total_bytes(paths: Iterable[Path]) -> int:
-    """Sums file sizes."""
-    return sum(path.stat().st_size for path in paths if path.is_file())

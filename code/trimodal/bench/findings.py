@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trimodal.bench.analysis import Measured, best
-from trimodal.bench.engines import NAIVE, PYTORCH, REFERENCE
+from trimodal.bench.candidates import NAIVE, PYTORCH, REFERENCE
 from trimodal.bench.roofline import Point, Roof
 from trimodal.bench.traffic import MIX
 from trimodal.errors import ArtifactError

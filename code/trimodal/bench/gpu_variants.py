@@ -6,19 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnxruntime
 from numpy.typing import NDArray
 
+from trimodal.bench.candidates import Bench, Candidate, Candidates, graph_files, total_bytes
+from trimodal.bench.models import AnySession
 from trimodal.loading.gpu import BoundSession
 from trimodal.loading.hardware import libraries
 from trimodal.loading.plan import CPU, CUDA, TENSORRT
 from trimodal.loading.sessions import Tuning, open_graph
-
-if TYPE_CHECKING:
-    from trimodal.bench.engines import Bench, Candidates
-    from trimodal.bench.models import AnySession
 
 NAMES = ("pytorch-cuda", "cuda-fp32", "cuda-fp16", "cuda-graph-fp16", "tensorrt-fp16")
 
@@ -51,13 +49,11 @@ def _add(  # noqa: PLR0913, PLR0917  each is a fact of its own
     bench: Bench, into: Candidates, name: str, precision: str, graph: Path, providers: Sequence[str], *,
     graphs: bool = False,
 ) -> None:  # fmt: skip
-    from trimodal.bench.engines import Candidate, total_bytes
-
     if providers[0] not in onnxruntime.get_available_providers():
         into.skipped[name] = f"this onnxruntime has no {providers[0]}"
         return
     opening = bench.model.scorer(partial(open_gpu, graph, tuple(providers), bench.threads, graphs=graphs))
-    size = total_bytes([graph, *graph.parent.glob(f"{graph.name}.*")])
+    size = total_bytes(graph_files(graph))
     note = "buffers bound" + (", replayed as a CUDA graph for each shape" if graphs else "")
     into.found.append(Candidate(name, providers[0].removesuffix("ExecutionProvider"), precision, opening, size, note))
 

@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from trimodal.bench.analysis import Measured, best, throughput
-from trimodal.bench.engines import NAIVE, PYTORCH, REFERENCE
+from trimodal.bench.candidates import NAIVE, PYTORCH, REFERENCE
 from trimodal.bench.findings import Findings
 from trimodal.bench.traffic import MIX
 
@@ -163,15 +163,12 @@ def _latency(findings: Findings) -> Figure:
     ones = _timed(findings, MIX, size)
     figure, axes = _figure(8.5, 0.36 * len(ones) + 1.6, f"{findings.model}: latency of a call, batch {size}")
     times = [one.times[MIX, size] for one in ones]
-    names = [_label(one) for one in ones]
-    axes.barh(names, [t.p50 for t in times], color=[_look(one.candidate.name)[0] for one in ones], label="p50 (bar)")
+    names = [f"{_label(one)}  {t.p50:.1f}" for one, t in zip(ones, times, strict=True)]
+    axes.barh(names, [t.p50 for t in times], color=[_look(one.candidate.name)[0] for one in ones])
     axes.plot([t.p95 for t in times], names, "|", color=_INK, markersize=12, markeredgewidth=2, label="p95")
     axes.plot([t.p99 for t in times], names, "o", color=_INK, markersize=5, fillstyle="none", label="p99")
-    for name, t in zip(names, times, strict=True):
-        axes.annotate(f"{t.p50:.1f}", (t.p99, name), (8, 0), textcoords="offset points", va="center", fontsize=9)
-    axes.margins(x=0.12)
-    axes.set_xlim(left=0)
-    axes.set_xlabel("milliseconds of a call, realistic lengths (the number is the p50)")
+    axes.set_xlim(0, 1.05 * max(t.p99 for t in times))
+    axes.set_xlabel("milliseconds of a call, realistic lengths (bar and number: p50)")
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
     axes.grid(axis="y", visible=False)
     return figure
@@ -210,10 +207,10 @@ def _frontier(findings: Findings) -> Figure:
     edge = _edge(points)
     axes.plot([p[0] for p in edge], [p[1] for p in edge], color=_INK, linewidth=1, zorder=1, label="not beaten")
     for latency, rate, size in edge:
-        axes.annotate(f"batch {size}", (latency, rate), (6, 7), textcoords="offset points", fontsize=9)
+        axes.annotate(f"batch {size}", (latency, rate), (-8, 6), textcoords="offset points", ha="right", fontsize=9)
     axes.set_xscale("log")
     axes.set_ylim(bottom=0)
-    axes.margins(y=0.12)
+    axes.margins(x=0.12, y=0.12)
     axes.set_xlabel("p50 of a call, milliseconds (logarithmic); a mark for each batch size")
     axes.set_ylabel("records per second")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
@@ -261,11 +258,12 @@ def waterfall_steps(findings: Findings, size: int) -> list[tuple[str, str, float
         ("fastest fp32", best(right, *cell)),
         ("fastest with\nright outputs", best(findings.measured, *cell)),
     ]
-    return [
-        (f"{label}\n{one.candidate.name}", one.candidate.name, one.times[cell].typical)
-        for label, one in chosen
-        if one is not None and cell in one.times
-    ]
+    steps: dict[str, tuple[str, str, float]] = {}
+    for label, one in chosen:
+        if one is not None and cell in one.times:
+            name = one.candidate.name
+            steps.setdefault(name, (f"{label}\n{name}", name, one.times[cell].typical))
+    return list(steps.values())
 
 
 def _roofline(findings: Findings) -> Figure:
@@ -274,23 +272,26 @@ def _roofline(findings: Findings) -> Figure:
     roof = findings.roof
     if roof is None:
         return figure
-    intensities = [point.intensity for point in findings.points]
-    low, high = min(0.5, *intensities) / 1.5, max(intensities) * 3
+    sizes = {min(findings.batch_sizes), max(findings.batch_sizes)}
+    points = sorted((p for p in findings.points if p.traffic == MIX and p.batch in sizes), key=lambda p: p.batch)
+    intensities = [point.intensity for point in points] or [1.0]
+    low, high = min(1.0, *intensities) / 1.5, max(intensities) * 3
     for peak, label, dash in ((roof.fp32, "fp32 product", "-"), (roof.int8, "int8 product", "--")):
         ridge = peak / roof.bandwidth
         axes.plot([low, ridge, high], [low * roof.bandwidth, peak, peak], dash, color=_INK, linewidth=1.3,
-                  label=f"{label}: {peak:.0f} G/s")  # fmt: skip
+                  label=f"{label}: {peak:.0f}·10⁹/s")  # fmt: skip
     seen: set[str] = set()
-    for point in findings.points:
+    for point in points:
         colour, mark = _look(point.variant)
         label = "_" if point.variant in seen else point.variant
-        axes.plot(point.intensity, point.gflops, mark, color=colour, markersize=7, label=label)
+        fill: Any = "none" if point.batch == points[0].batch else "full"
+        axes.plot(point.intensity, point.gflops, mark, color=colour, markersize=8, label=label, fillstyle=fill)
         seen.add(point.variant)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(low, high)
-    axes.set_xlabel("operations per byte that must be moved (weights and activations once)")
+    axes.plot([], [], " ", label=f"slope: memory, {roof.bandwidth:.1f} GB/s")
+    axes.set_xlabel("operations per byte of weights and activations (hollow: smallest batch, filled: largest)")
     axes.set_ylabel("10⁹ operations per second")
-    axes.text(low * 1.1, low * roof.bandwidth * 2.2, f"memory: {roof.bandwidth:.1f} GB/s", fontsize=9)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trimodal.bench.analysis import Measured, best
-from trimodal.bench.engines import NAIVE, REFERENCE
+from trimodal.bench.candidates import NAIVE, REFERENCE
 from trimodal.bench.findings import FROZEN_TOKENS, Findings, padded_share
 from trimodal.bench.traffic import MIX
 

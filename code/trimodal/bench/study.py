@@ -1,0 +1,128 @@
+"""One study of a model from its directory to its findings: reads it, makes its variants, measures them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from trimodal.bench.analysis import Analysis, Plan, make_plan
+from trimodal.bench.asked import Request, check, shipped_texts
+from trimodal.bench.candidates import REFERENCE, Bench
+from trimodal.bench.encoder_model import read_encoder
+from trimodal.bench.engines import make_candidates
+from trimodal.bench.findings import FROZEN_TOKENS, Findings
+from trimodal.bench.models import Model
+from trimodal.bench.progress import Progress
+from trimodal.bench.roofline import find_points, measure_roof
+from trimodal.bench.trimodal_model import TrimodalModel, is_trimodal, read_trimodal
+from trimodal.errors import SettingsError
+from trimodal.loading.hardware import Hardware, choose_threads, detect, libraries
+
+SMALL_BYTES = 64 << 20
+"""Graphs under this size are timed in `SMALL_BUDGET` seconds, others in `LARGE_BUDGET`."""
+
+
+SMALL_BUDGET, LARGE_BUDGET, QUICK_BUDGET = 70.0, 600.0, 15.0
+
+
+def analyse(request: Request, progress: Progress) -> Findings:
+    """Reads a model, makes its variants and measures them.
+
+    Raises:
+        TrimodalError: the model cannot be read, or its FP32 export not measured.
+    """
+    check(request)
+    started, load = time.monotonic(), os.getloadavg()[0]
+    hardware = detect()
+    threads = request.threads or choose_threads(hardware, 1)
+    with tempfile.TemporaryDirectory(prefix="trimodal-optimize-") as name:
+        folder = Path(name)
+        progress.expect(40)
+        progress("reading the model")
+        model = _read(request, folder)
+        found = make_candidates(Bench(model, hardware, threads, folder, request.command), progress)
+        lengths = sorted({FROZEN_TOKENS, *request.lengths})
+        plan = make_plan(model, request.batch_sizes, lengths, quick=request.quick)
+        progress.expect(len(plan.cells) + len(found.found) - 28)
+        analysis = Analysis(plan, _budget(request, model), progress, found.skipped)
+        progress("measuring the roof")
+        roof = measure_roof(threads)
+        measured = analysis.run(found.found, hardware.memory)
+    findings = Findings(
+        model=model.name,
+        kind="trimodal" if isinstance(model, TrimodalModel) else "encoder" if model.embeds else "classifier",
+        date=datetime.now(UTC).date().isoformat(),
+        command=request.command,
+        hardware=hardware,
+        versions=libraries(),
+        threads=threads,
+        load=load,
+        seconds=0.0,
+        measured=measured,
+        skipped=found.skipped,
+        batch_sizes=sorted(set(request.batch_sizes)),
+        traffics=_traffics(plan, measured_cells={cell for one in measured for cell in one.times}),
+        roof=roof,
+        notes=[*_notes(request, hardware, model), *model.notes, *plan.notes, *analysis.notes],
+        beside=request.beside,
+    )
+    findings.points = find_points(model, measured, _stand_ins(plan))
+    return replace(findings, seconds=time.monotonic() - started)
+
+
+def _read(request: Request, folder: Path) -> Model:
+    if is_trimodal(request.folder):
+        return read_trimodal(request.folder)
+    texts = request.texts or shipped_texts()
+    if len(texts) < 2:
+        raise SettingsError("Two texts at least are needed to judge an encoder.")
+    return read_encoder(request.folder, folder, texts, request.labels)
+
+
+def _budget(request: Request, model: Model) -> float:
+    if request.budget is not None:
+        return request.budget
+    if request.quick:
+        return QUICK_BUDGET
+    return SMALL_BUDGET if model.graph.stat().st_size < SMALL_BYTES else LARGE_BUDGET
+
+
+def _traffics(plan: Plan, measured_cells: set[tuple[str, int]]) -> dict[str, float]:
+    """Returns the timed traffics with the tokens of a record, both texts together."""
+    timed = dict.fromkeys(cell.traffic for cell in plan.cells if (cell.traffic, cell.batch) in measured_cells)
+    return {
+        name: mean(sum(plan.model.lengths(item)) for item in items)
+        for name, items in _stand_ins(plan).items()
+        if name in timed
+    }
+
+
+def _stand_ins(plan: Plan) -> dict[str, list[Any]]:
+    """Returns the records of each traffic's smallest batches."""
+    found: dict[str, list[Any]] = {}
+    for cell in plan.cells:
+        found.setdefault(cell.traffic, [item for place in cell.places for item in plan.batches[place]])
+    return found
+
+
+def _notes(request: Request, hardware: Hardware, model: Model) -> list[str]:
+    notes = [
+        "Each variant runs in a process of its own; each batch goes through every one in turn, round after round.",
+        "First calls of a shape are not counted. Ratios are of the mean over the batches of each one's median.",
+        f"Outputs are compared with those of {REFERENCE}, {len(model.items)} records, each alone, and one batch.",
+        "Realistic lengths: 101 tokens on average, median 80, longest 315, cut to what the model takes.",
+        "No thread spins while it waits: it would take the core from whoever runs next.",
+    ]
+    if isinstance(model, TrimodalModel):
+        notes.append("A batch of a trimodal model is cut into runs of similar length, as the container does it.")
+    if request.quick:
+        notes.append("--quick: few calls: a look, not a result.")
+    if hardware.gpu is None:
+        notes.append("GPU: not measured, there is none.")
+    return notes
