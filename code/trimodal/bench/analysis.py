@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from trimodal.bench.apart import MIB, Worker
 from trimodal.bench.candidates import NAIVE, REFERENCE, Candidate
 from trimodal.bench.measures import Accuracy, Outputs, Times, judge, summarize_calls
 from trimodal.bench.models import Item, Model
+from trimodal.bench.progress import Progress
 from trimodal.bench.traffic import MIX
 from trimodal.errors import OptimizationError, TrimodalError
 
@@ -99,7 +99,7 @@ class Plan:
         self.cells.append(Cell(traffic, size, places, sum(longest), sum(map(len, cut))))
 
 
-def make_plan(model: Model, batch_sizes: Sequence[int], lengths: Sequence[int], *, quick: bool) -> Plan:
+def make_plan(model: Model, batch_sizes: Sequence[int], lengths: Collection[int], *, quick: bool) -> Plan:
     """Decides what is run: the realistic mix first, then fixed lengths, the cheapest first."""
     plan = Plan(model)
     plan.judged = list(range(len(model.items)))
@@ -122,14 +122,14 @@ class Analysis:
     Attributes:
         plan: what is run.
         budget: seconds for timing.
-        progress: is told what is done, and of how many steps it is.
+        progress: is told what is done.
         skipped: variant to why it is not measured; grows.
         notes: grows.
     """
 
     plan: Plan
     budget: float
-    progress: Callable[[str], None]
+    progress: Progress
     skipped: dict[str, str]
     notes: list[str] = field(default_factory=list)
     rate: float = 0.0
@@ -145,6 +145,7 @@ class Analysis:
             raise OptimizationError("there is no FP32 reference to compare with")
         others = [one for one in candidates if one is not reference]
         groups = list(_groups(reference, others, memory))
+        self.progress.expect(len(candidates) + len(groups) * (len(self.plan.cells) + 1) - 1)
         if len(groups) > 1:
             self.notes.append(f"Memory: {len(groups)} groups of variants, one after another, {REFERENCE} in each.")
         measured: list[Measured] = []
@@ -159,7 +160,7 @@ class Analysis:
             expected: Outputs | None = None
             for candidate in candidates:
                 self.progress(f"loading and judging {candidate.name}")
-                worker = stack.enter_context(_closing(Worker(candidate.open, self.plan.batches)))
+                worker = stack.enter_context(closing(Worker(candidate.open, self.plan.batches)))
                 try:
                     one, outputs = self._open(candidate, worker, expected)
                 except TrimodalError as err:
@@ -244,12 +245,6 @@ def _groups(reference: Candidate, others: Sequence[Candidate], memory: int) -> I
 def _need(candidate: Candidate) -> int:
     libraries = 500 * MIB if candidate.engine == "pytorch" else 200 * MIB
     return 3 * candidate.bytes + libraries
-
-
-def _closing(worker: Worker) -> Any:
-    from contextlib import closing
-
-    return closing(worker)
 
 
 def throughput(one: Measured, traffic: str, batch: int) -> float | None:

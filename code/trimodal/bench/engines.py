@@ -44,7 +44,10 @@ def make_candidates(bench: Bench, progress: Progress) -> Candidates:
         ("onnx-fp16", partial(_add_made, "onnx-fp16", "fp16", make_fp16, "weights and products in half precision")),
         ("onnx-int8", partial(_add_made, "onnx-int8", "int8", partial(make_int8, reduced=not bench.hardware.has_vnni),
                               "quantize_dynamic: weights per channel, embeddings too")),
-        ("onnx-int4", partial(_add_made, "onnx-int4", "int4", make_int4, "products' weights only; embeddings stay")),
+        ("onnx-int8-weights", partial(_add_made, "onnx-int8-weights", "int8", partial(make_weights_only, bits=8),
+                                      "weights in 8 bits, 128 inputs a scale, embeddings too; activations fp32")),
+        ("onnx-int4", partial(_add_made, "onnx-int4", "int4", partial(make_weights_only, bits=4),
+                              "weights in 4 bits, embeddings in 8; activations fp32")),
         ("openvino-fp32", partial(_add_openvino, precision="fp32")),
         ("openvino-bf16", partial(_add_openvino, precision="bf16")),
         ("rebuilt", add_rebuilt),
@@ -147,19 +150,19 @@ def make_int8(source: Path, target: Path, *, reduced: bool) -> None:
     )  # fmt: skip
 
 
-def make_int4(source: Path, target: Path) -> None:
-    """Writes the products with weights as `MatMulNBits`: 4 bits, one scale for 32 inputs.
+def make_weights_only(source: Path, target: Path, *, bits: int) -> None:
+    """Quantizes weights alone.
 
     Raises:
-        OptimizationError: the graph has no product with a weight.
+        OptimizationError: the graph has no weight that is worth it.
     """
     import onnx
 
-    from trimodal.bench.int4 import quantize_products
+    from trimodal.bench.weights_only import quantize_weights
 
     model = onnx.load(source)
-    if not quantize_products(model):
-        raise OptimizationError("the graph has no product with a weight")
+    if not quantize_weights(model, bits):
+        raise OptimizationError("the graph has no weight of a product or a table")
     onnx.save(model, target, save_as_external_data=True, location=f"{target.name}.data")
 
 

@@ -29,6 +29,7 @@ STYLES: Mapping[str, tuple[str, str]] = {
     "onnx-fused": ("#4477AA", "s"),
     "onnx-fp16": ("#88CCEE", "s"),
     "onnx-int8": ("#117733", "D"),
+    "onnx-int8-weights": ("#66CCAA", "D"),
     "onnx-int4": ("#999933", "D"),
     "openvino-fp32": ("#AA4499", "^"),
     "openvino-bf16": ("#661100", "^"),

@@ -27,8 +27,10 @@ from trimodal.loading.hardware import Hardware, choose_threads, detect, librarie
 SMALL_BYTES = 64 << 20
 """Graphs under this size are timed in `SMALL_BUDGET` seconds, others in `LARGE_BUDGET`."""
 
-
 SMALL_BUDGET, LARGE_BUDGET, QUICK_BUDGET = 70.0, 600.0, 15.0
+
+STEPS = 14
+"""That come before anything is measured."""
 
 
 def analyse(request: Request, progress: Progress) -> Findings:
@@ -42,21 +44,19 @@ def analyse(request: Request, progress: Progress) -> Findings:
     hardware = detect()
     threads = request.threads or choose_threads(hardware, 1)
     with tempfile.TemporaryDirectory(prefix="trimodal-optimize-") as name:
-        folder = Path(name)
-        progress.expect(40)
+        progress.expect(STEPS)
         progress("reading the model")
-        model = _read(request, folder)
-        found = make_candidates(Bench(model, hardware, threads, folder, request.command), progress)
-        lengths = sorted({FROZEN_TOKENS, *request.lengths})
-        plan = make_plan(model, request.batch_sizes, lengths, quick=request.quick)
-        progress.expect(len(plan.cells) + len(found.found) - 28)
-        analysis = Analysis(plan, _budget(request, model), progress, found.skipped)
+        model = _read(request, Path(name))
+        found = make_candidates(Bench(model, hardware, threads, Path(name), request.command), progress)
+        plan = make_plan(model, request.batch_sizes, {FROZEN_TOKENS, *request.lengths}, quick=request.quick)
         progress("measuring the roof")
         roof = measure_roof(threads)
+        analysis = Analysis(plan, _budget(request, model), progress, found.skipped)
         measured = analysis.run(found.found, hardware.memory)
+    stand_ins = _stand_ins(plan, {cell for one in measured for cell in one.times})
     findings = Findings(
         model=model.name,
-        kind="trimodal" if isinstance(model, TrimodalModel) else "encoder" if model.embeds else "classifier",
+        kind="encoder" if model.embeds else "trimodal" if isinstance(model, TrimodalModel) else "classifier",
         date=datetime.now(UTC).date().isoformat(),
         command=request.command,
         hardware=hardware,
@@ -67,12 +67,12 @@ def analyse(request: Request, progress: Progress) -> Findings:
         measured=measured,
         skipped=found.skipped,
         batch_sizes=sorted(set(request.batch_sizes)),
-        traffics=_traffics(plan, measured_cells={cell for one in measured for cell in one.times}),
+        traffics={traffic: mean(sum(model.lengths(item)) for item in items) for traffic, items in stand_ins.items()},
         roof=roof,
+        points=find_points(model, measured, stand_ins),
         notes=[*_notes(request, hardware, model), *model.notes, *plan.notes, *analysis.notes],
         beside=request.beside,
     )
-    findings.points = find_points(model, measured, _stand_ins(plan))
     return replace(findings, seconds=time.monotonic() - started)
 
 
@@ -93,21 +93,12 @@ def _budget(request: Request, model: Model) -> float:
     return SMALL_BUDGET if model.graph.stat().st_size < SMALL_BYTES else LARGE_BUDGET
 
 
-def _traffics(plan: Plan, measured_cells: set[tuple[str, int]]) -> dict[str, float]:
-    """Returns the timed traffics with the tokens of a record, both texts together."""
-    timed = dict.fromkeys(cell.traffic for cell in plan.cells if (cell.traffic, cell.batch) in measured_cells)
-    return {
-        name: mean(sum(plan.model.lengths(item)) for item in items)
-        for name, items in _stand_ins(plan).items()
-        if name in timed
-    }
-
-
-def _stand_ins(plan: Plan) -> dict[str, list[Any]]:
-    """Returns the records of each traffic's smallest batches."""
+def _stand_ins(plan: Plan, timed: set[tuple[str, int]]) -> dict[str, list[Any]]:
+    """Returns the records of each traffic's smallest batches that were timed."""
     found: dict[str, list[Any]] = {}
     for cell in plan.cells:
-        found.setdefault(cell.traffic, [item for place in cell.places for item in plan.batches[place]])
+        if (cell.traffic, cell.batch) in timed:
+            found.setdefault(cell.traffic, [item for place in cell.places for item in plan.batches[place]])
     return found
 
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,15 +39,15 @@ class TransformerOptimizationToolkit:
     """
 
     def __init__(self, model: Any, tokenizer: Path | None = None) -> None:
-        self._kept: tempfile.TemporaryDirectory[str] | None = None
         self.findings: Findings | None = None
         if isinstance(model, str | os.PathLike):
             self.folder = Path(model)
             return
         if not hasattr(model, "save_pretrained"):
             raise ArtifactError("The toolkit takes a directory or a transformers model.")
-        self._kept = tempfile.TemporaryDirectory(prefix="trimodal-toolkit-")
-        self.folder = Path(self._kept.name) / (getattr(model.config, "model_type", None) or "model")
+        kept = tempfile.mkdtemp(prefix="trimodal-toolkit-")
+        weakref.finalize(self, shutil.rmtree, kept, ignore_errors=True)
+        self.folder = Path(kept) / (getattr(model.config, "model_type", None) or "model")
         model.save_pretrained(self.folder)
         if tokenizer is not None:
             shutil.copy(tokenizer, self.folder / "tokenizer.json")

@@ -9,7 +9,6 @@ import pytest
 from trimodal.bench.apart import Worker, call_apart
 from trimodal.errors import OptimizationError
 
-
 DOUBLING = "type('Doubling', (), {'run': lambda self, items: (print('noise'), [2 * i for i in items])[1]})()"
 """Opened by `eval`, because the other process cannot import a test."""
 
@@ -60,4 +59,3 @@ def test_a_closed_worker_leaves_no_process():
 
     with pytest.raises(ProcessLookupError):
         os.kill(number, signal.SIGCONT)
-

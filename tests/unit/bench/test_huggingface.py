@@ -7,7 +7,6 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from hugging_face import KINDS, directory, encoder  # noqa: E402  needs torch
-
 from trimodal.bench.huggingface import (  # noqa: E402
     TextModel,
     check_parity,
