@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +20,10 @@ class Skewed:
 
     def run(self, items: Sequence[Any]) -> Any:
         scores = self.scorer.run(items)
+        if self.kind == "dies":
+            if [len(item) for item in items] == [21] * 4:  # of a fixed length alone
+                os.kill(os.getpid(), signal.SIGKILL)
+            return scores
         if self.kind == "batched":  # right for a record alone, wrong in a batch
             return scores if len(scores) == 1 else scores[::-1].copy()
         return {

@@ -72,6 +72,10 @@ class Measured:
     times: dict[tuple[str, int], Times] = field(default_factory=dict)
 
 
+Opened = tuple[Measured, Worker]
+"""A variant with the process that holds it."""
+
+
 @dataclass(slots=True)
 class Plan:
     """What is run.
@@ -156,7 +160,7 @@ class Analysis:
 
     def _group(self, candidates: Sequence[Candidate], budget: float) -> list[Measured]:
         with ExitStack() as stack:
-            open_ones: list[tuple[Measured, Worker]] = []
+            open_ones: list[Opened] = []
             expected: Outputs | None = None
             for candidate in candidates:
                 self.progress(f"loading and judging {candidate.name}")
@@ -187,18 +191,19 @@ class Analysis:
         cells = [cell for cell in self.plan.cells if cell.traffic == MIX and cell.batch <= 16]
         return (cells or self.plan.cells)[-1].places[0]
 
-    def _time_all(self, open_ones: Sequence[tuple[Measured, Worker]], budget: float) -> None:
+    def _time_all(self, open_ones: list[Opened], budget: float) -> None:
         ends = time.monotonic() + budget
         for index, cell in enumerate(self.plan.cells):
-            share = (ends - time.monotonic()) / (len(self.plan.cells) - index)
-            wanted = [(one, worker) for one, worker in open_ones if _wants(one.candidate, cell)]
+            left = ends - time.monotonic()
+            share = left / (len(self.plan.cells) - index)
             self.progress(f"timing {cell.traffic}, batch {cell.batch}")
-            guess = self.rate * cell.tokens * len(wanted)
+            guess = self.rate * cell.tokens * len(open_ones)
             # The cells that come later are larger, so what is left is theirs; twice the share is still fair.
-            if self.rate and 1.5 * guess > max(2 * share, 0.5 * (ends - time.monotonic())):
+            if self.rate and 1.5 * guess > max(2 * share, 0.5 * left):
                 self._leave_out(cell, guess)
                 continue
-            self._time(cell, wanted, share)
+            while not self._time(cell, open_ones, share):
+                pass
         for one, worker in open_ones:
             one.peak_mib = worker.peak()
 
@@ -207,21 +212,52 @@ class Analysis:
         if note.partition(": about")[0] not in {known.partition(": about")[0] for known in self.notes}:
             self.notes.append(note)
 
-    def _time(self, cell: Cell, wanted: Sequence[tuple[Measured, Worker]], share: float) -> None:
+    def _time(self, cell: Cell, open_ones: list[Opened], share: float) -> bool:
+        """Times a cell; returns False where a variant was lost, which is then not among the open ones any more."""
+        wanted = [pair for pair in open_ones if _wants(pair[0].candidate, cell)]
+        try:
+            rounds = self._rounds(cell, wanted, share)
+        except _LostError as err:
+            name = err.pair[0].candidate.name
+            if name == REFERENCE:
+                raise OptimizationError(f"the FP32 reference failed in {cell.traffic}: {err}") from err
+            err.pair[1].close()
+            open_ones.remove(err.pair)
+            self.skipped[name] = f"failed in {cell.traffic}, batch {cell.batch}: {err}"
+            return False
+        for (one, _), own in zip(wanted, np.array(rounds).transpose(2, 0, 1), strict=True):
+            one.times[cell.traffic, cell.batch] = summarize_calls(own)
+        return True
+
+    def _rounds(self, cell: Cell, wanted: Sequence[Opened], share: float) -> list[list[list[float]]]:
+        """Returns seconds by round, batch and variant: as many rounds as fit into the share of the time."""
         started = time.monotonic()
-        for _, worker in wanted:
-            worker.time(cell.places[0])  # shapes that are new cost once
+        for pair in wanted:
+            _seconds(pair, cell.places[0])  # shapes that are new cost once
         rounds: list[list[list[float]]] = []
         while len(rounds) < MOST_ROUNDS:
             begun = time.monotonic()
-            rounds.append([[worker.time(place) for _, worker in wanted] for place in cell.places])
+            rounds.append([[_seconds(pair, place) for pair in wanted] for place in cell.places])
             took = time.monotonic() - begun
+            self.rate = took / (cell.tokens * len(wanted))  # of the largest so far: small ones are mostly overhead
             if len(rounds) >= LEAST_ROUNDS and time.monotonic() - started + took > share:
                 break
-        self.rate = took / (cell.tokens * len(wanted))  # of the largest so far: small ones are mostly overhead
-        seconds = np.array(rounds).transpose(2, 0, 1)
-        for (one, _), own in zip(wanted, seconds, strict=True):
-            one.times[cell.traffic, cell.batch] = summarize_calls(own)
+        return rounds
+
+
+class _LostError(TrimodalError):
+    """A variant's process failed while it was timed."""
+
+    def __init__(self, pair: Opened, why: str) -> None:
+        super().__init__(why)
+        self.pair = pair
+
+
+def _seconds(pair: Opened, place: int) -> float:
+    try:
+        return pair[1].time(place)
+    except TrimodalError as err:
+        raise _LostError(pair, str(err)) from err
 
 
 def _wants(candidate: Candidate, cell: Cell) -> bool:

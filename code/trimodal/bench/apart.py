@@ -40,14 +40,14 @@ class Child:
             "TQDM_DISABLE": "1",
         }
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the child
-        # A session of its own: Ctrl+C in a terminal reaches the parent alone, which then ends its children.
+        # A process group of its own: Ctrl+C in a terminal reaches the parent alone, which then ends its children.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "trimodal.bench.apart"],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            start_new_session=True,
+            process_group=0,
         )
         self.send(main)
 

@@ -18,7 +18,7 @@ from trimodal.loading.hardware import libraries
 from trimodal.loading.plan import CPU, CUDA, TENSORRT
 from trimodal.loading.sessions import Tuning, open_graph
 
-NAMES = ("pytorch-cuda", "cuda-fp32", "cuda-fp16", "cuda-graph-fp16", "tensorrt-fp16")
+NAMES = ("cuda-fp32", "cuda-fp16", "cuda-graph-fp16", "tensorrt-fp16")
 
 
 def add_gpu(bench: Bench, into: Candidates) -> None:
@@ -28,11 +28,10 @@ def add_gpu(bench: Bench, into: Candidates) -> None:
         told = f"not measured: {obstacle}; on a machine with one (requirements/serve-gpu.txt): {bench.command}"
         into.skipped |= dict.fromkeys(NAMES, told)
         return
-    into.skipped["pytorch-cuda"] = "not measured: the toolkit runs PyTorch on the CPU"
     _add(bench, into, "cuda-fp32", "fp32", bench.model.graph, (CUDA, CPU))
     half = bench.folder / "onnx-fp16" / "model.onnx"
     if not half.is_file():
-        into.skipped |= dict.fromkeys(NAMES[2:], into.skipped.get("onnx-fp16", "there is no FP16 graph"))
+        into.skipped |= dict.fromkeys(NAMES[1:], into.skipped.get("onnx-fp16", "there is no FP16 graph"))
         return
     _add(bench, into, "cuda-fp16", "fp16", half, (CUDA, CPU))
     _add(bench, into, "cuda-graph-fp16", "fp16", half, (CUDA, CPU), graphs=True)

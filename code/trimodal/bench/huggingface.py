@@ -56,16 +56,14 @@ class TextModel(nn.Module):
 class TorchSession:
     """Runs a text model behind the interface of an ONNX Runtime session."""
 
-    def __init__(self, model: TextModel, threads: int, *, bf16: bool, cuda: bool = False) -> None:
+    def __init__(self, model: TextModel, threads: int, *, bf16: bool) -> None:
         torch.set_num_threads(threads)
-        self._device = "cuda" if cuda else "cpu"
-        self._model = (model.bfloat16() if bf16 else model).to(self._device).eval()
+        self._model = model.bfloat16() if bf16 else model
 
     def run(self, _output_names: Sequence[str], input_feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Returns the output of ids and mask."""
         with torch.inference_mode():
-            inputs = (torch.from_numpy(input_feed[name]).to(self._device) for name in (IDS, MASK))
-            return [self._model(*inputs).cpu().numpy()]
+            return [self._model(*(torch.from_numpy(input_feed[name]) for name in (IDS, MASK))).numpy()]
 
 
 def load_text_model(folder: Path) -> TextModel:
@@ -85,9 +83,9 @@ def load_text_model(folder: Path) -> TextModel:
         raise ArtifactError(f"{folder.name} is not a Hugging Face directory of an encoder: {reason}") from err
 
 
-def open_torch(folder: Path, threads: int, *, bf16: bool = False, cuda: bool = False) -> TorchSession:
+def open_torch(folder: Path, threads: int, *, bf16: bool = False) -> TorchSession:
     """Opens a directory's encoder in PyTorch, in eager mode."""
-    return TorchSession(load_text_model(folder), threads, bf16=bf16, cuda=cuda)
+    return TorchSession(load_text_model(folder), threads, bf16=bf16)
 
 
 def export_directory(folder: Path, target: Path, *, attention: str = "eager") -> tuple[float, bool]:
