@@ -4,51 +4,26 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from trimodal.bench.apart import MIB, Worker
 from trimodal.bench.candidates import NAIVE, REFERENCE, Candidate
+from trimodal.bench.cells import Cell, Plan
 from trimodal.bench.measures import Accuracy, Outputs, Times, judge, summarize_calls
-from trimodal.bench.models import Item, Model
 from trimodal.bench.progress import Progress
 from trimodal.bench.traffic import MIX
 from trimodal.errors import OptimizationError, TrimodalError
 
 logger = logging.getLogger(__name__)
 
-MIX_RECORDS = 64
-"""Records of the realistic mix."""
-
-MOST_BATCHES = {1: 24, 16: 2, 32: 2}
-"""Batches of one size that are timed; of another size two."""
-
-FIXED_BATCHES = 2
-"""Batches of a fixed length: their records have other words, and cost the same."""
-
 LEAST_ROUNDS, MOST_ROUNDS = 2, 12
 
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One traffic in batches of one size.
-
-    Attributes:
-        traffic: `mix` or `S=…`.
-        batch: records of a call.
-        places: of its batches among the workers' batches.
-        tokens: of all its batches, padded as a batch is.
-        records: of all its batches.
-    """
-
-    traffic: str
-    batch: int
-    places: Sequence[int]
-    tokens: int
-    records: int
+MIX_SHARE = 0.4
+"""Of the time that is left, what a batch size of the realistic mix may take: it is what the analysis is for."""
 
 
 @dataclass(slots=True)
@@ -77,49 +52,6 @@ Opened = tuple[Measured, Worker]
 
 
 @dataclass(slots=True)
-class Plan:
-    """What is run.
-
-    Attributes:
-        model: the model.
-        batches: everything that is run; workers know them by place.
-        cells: what is timed, most wanted first.
-        judged: places of the accuracy records, each alone.
-        notes: what is left out and why.
-    """
-
-    model: Model
-    batches: list[Sequence[Item]] = field(default_factory=list)
-    cells: list[Cell] = field(default_factory=list)
-    judged: list[int] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def add(self, traffic: str, size: int, records: Sequence[Item], most: int) -> None:
-        """Adds a cell whose batches are made of records."""
-        cut = [records[start : start + size] for start in range(0, len(records) - size + 1, size)][:most]
-        places = range(len(self.batches), len(self.batches) + len(cut))
-        self.batches += cut
-        longest = [max(sum(self.model.lengths(item)) for item in batch) * len(batch) for batch in cut]
-        self.cells.append(Cell(traffic, size, places, sum(longest), sum(map(len, cut))))
-
-
-def make_plan(model: Model, batch_sizes: Sequence[int], lengths: Collection[int], *, quick: bool) -> Plan:
-    """Decides what is run: the realistic mix first, then fixed lengths, the cheapest first."""
-    plan = Plan(model)
-    plan.judged = list(range(len(model.items)))
-    plan.batches = [[item] for item in model.items]
-    records = model.mix(max(MIX_RECORDS, *(2 * size for size in batch_sizes)))
-    for size in sorted(set(batch_sizes)):
-        plan.add(MIX, size, records, 6 if quick and size == 1 else MOST_BATCHES.get(size, FIXED_BATCHES))
-    fitting = [length for length in sorted(set(lengths)) if length <= model.max_tokens]
-    too_long = sorted(set(lengths) - set(fitting))
-    plan.notes += [f"S={length} is not timed: the model takes {model.max_tokens} tokens" for length in too_long]
-    for length, size in sorted(((n, b) for n in fitting for b in set(batch_sizes)), key=lambda pair: pair[0] * pair[1]):
-        plan.add(f"S={length}", size, model.fixed(FIXED_BATCHES * size, length), FIXED_BATCHES)
-    return plan
-
-
-@dataclass(slots=True)
 class Analysis:
     """Runs a plan.
 
@@ -129,6 +61,8 @@ class Analysis:
         progress: is told what is done.
         skipped: variant to why it is not measured; grows.
         notes: grows.
+        rate: seconds of a token, mean over the variants, as last seen.
+        chosen: by (traffic, batch), the places of the batches for which there is time.
     """
 
     plan: Plan
@@ -137,6 +71,7 @@ class Analysis:
     skipped: dict[str, str]
     notes: list[str] = field(default_factory=list)
     rate: float = 0.0
+    chosen: dict[tuple[str, int], Sequence[int]] = field(default_factory=dict)
 
     def run(self, candidates: Sequence[Candidate], memory: int) -> list[Measured]:
         """Measures the variants, the reference beside each group that fits into memory.
@@ -180,7 +115,10 @@ class Analysis:
 
     def _open(self, candidate: Candidate, worker: Worker, expected: Outputs | None) -> tuple[Measured, Outputs]:
         seconds, memory = worker.opened()
+        started = time.monotonic()
         alone = np.concatenate([worker.scores(place) for place in self.plan.judged])
+        tokens = sum(sum(self.plan.model.lengths(item)) for item in self.plan.model.items)
+        self.rate = max(self.rate, (time.monotonic() - started) / tokens / 2)  # the slowest is not the mean
         outputs = Outputs(alone, worker.scores(self._check_place()))
         model = self.plan.model
         accuracy = judge(outputs, expected or outputs, candidate.precision, embeds=model.embeds, labels=model.labels)
@@ -197,20 +135,26 @@ class Analysis:
             left = ends - time.monotonic()
             share = left / (len(self.plan.cells) - index)
             self.progress(f"timing {cell.traffic}, batch {cell.batch}")
-            guess = self.rate * cell.tokens * len(open_ones)
-            # The cells that come later are larger, so what is left is theirs; twice the share is still fair.
-            if self.rate and 1.5 * guess > max(2 * share, 0.5 * left):
-                self._leave_out(cell, guess)
-                continue
-            while not self._time(cell, open_ones, share):
-                pass
+            key = (cell.traffic, cell.batch)
+            if key not in self.chosen:  # of all groups alike, so that their times compare
+                self.chosen[key] = self._fitting(cell, len(open_ones), share, left)
+            places = self.chosen[key]
+            if places:
+                tokens = cell.tokens * len(places) // len(cell.places)
+                while not self._time(replace(cell, places=places, tokens=tokens), open_ones, share):
+                    pass
         for one, worker in open_ones:
             one.peak_mib = worker.peak()
 
-    def _leave_out(self, cell: Cell, guess: float) -> None:
-        note = f"{cell.traffic}, batch {cell.batch} is not timed: about {guess:.0f} s a round, over --budget"
-        if note.partition(": about")[0] not in {known.partition(": about")[0] for known in self.notes}:
-            self.notes.append(note)
+    def _fitting(self, cell: Cell, variants: int, share: float, left: float) -> Sequence[int]:
+        """Chooses as many batches as fit into the time: a warm-up call and the least rounds; none is left out aloud."""
+        batch = self.rate * cell.tokens / len(cell.places) * variants
+        room = MIX_SHARE * left if cell.traffic == MIX else min(2 * share, left / 2)
+        count = min(len(cell.places), int((room / batch - 1) / LEAST_ROUNDS)) if batch else len(cell.places)
+        if count < 1:
+            cost = (LEAST_ROUNDS + 1) * batch
+            self.notes.append(f"{cell.traffic}, batch {cell.batch} is not timed: about {cost:.0f} s, over --budget")
+        return cell.places[: max(count, 0)]
 
     def _time(self, cell: Cell, open_ones: list[Opened], share: float) -> bool:
         """Times a cell; returns False where a variant was lost, which is then not among the open ones any more."""

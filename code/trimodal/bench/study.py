@@ -11,9 +11,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from trimodal.bench.analysis import Analysis, Plan, make_plan
+from trimodal.bench.analysis import Analysis
 from trimodal.bench.asked import Request, check, shipped_texts
 from trimodal.bench.candidates import REFERENCE, Bench
+from trimodal.bench.cells import Plan, make_plan
 from trimodal.bench.encoder_model import read_encoder
 from trimodal.bench.engines import make_candidates
 from trimodal.bench.findings import FROZEN_TOKENS, Findings

@@ -21,9 +21,10 @@ pytest.importorskip("matplotlib")
 
 from hugging_face import directory, encoder  # noqa: E402  needs torch
 from skewed import fail, open_skewed  # noqa: E402
-from trimodal.bench.analysis import Analysis, best, make_plan  # noqa: E402
+from trimodal.bench.analysis import Analysis, best  # noqa: E402
 from trimodal.bench.asked import Request, read_beside, read_texts  # noqa: E402
 from trimodal.bench.candidates import PYTORCH, REFERENCE, Bench, Candidates, graph_files, total_bytes  # noqa: E402
+from trimodal.bench.cells import make_plan  # noqa: E402
 from trimodal.bench.encoder_model import read_encoder  # noqa: E402
 from trimodal.bench.engines import make_fp16, make_int8, make_weights_only  # noqa: E402
 from trimodal.bench.findings import Findings  # noqa: E402
