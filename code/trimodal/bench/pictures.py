@@ -207,11 +207,14 @@ def _frontier(findings: Findings) -> Figure:
         points += [] if one.accuracy.wrong else own
     edge = _edge(points)
     axes.plot([p[0] for p in edge], [p[1] for p in edge], color=_INK, linewidth=1, zorder=1, label="not beaten")
-    for latency, rate, size in edge:
-        axes.annotate(f"batch {size}", (latency, rate), (-8, 6), textcoords="offset points", ha="right", fontsize=9)
+    for size, (latency, rate) in {size: (latency, rate) for latency, rate, size in edge}.items():
+        axes.annotate(
+            f"batch {size}", (latency, rate), (-9, 6), textcoords="offset points", ha="right", fontsize=9,
+            annotation_clip=False,
+        )  # fmt: skip
     axes.set_xscale("log")
     axes.set_ylim(bottom=0)
-    axes.margins(x=0.12, y=0.12)
+    axes.margins(x=0.14, y=0.14)
     axes.set_xlabel("p50 of a call, milliseconds (logarithmic); a mark for each batch size")
     axes.set_ylabel("records per second")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
