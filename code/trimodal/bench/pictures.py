@@ -1,13 +1,12 @@
 """The pictures of one analysis; the only module that imports matplotlib.
 
-A variant has the same colour and mark in each. The colours are Paul Tol's “muted” scheme, which colour-blind readers
-can tell apart; the marks help where it is printed grey.
+A variant has the same colour and mark in each; see `trimodal.bench.looks`.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -17,34 +16,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from trimodal.bench.analysis import Measured, best, throughput
-from trimodal.bench.candidates import NAIVE, PYTORCH, REFERENCE
+from trimodal.bench.candidates import NAIVE, REFERENCE
 from trimodal.bench.findings import Findings
+from trimodal.bench.looks import look
 from trimodal.bench.traffic import MIX
 
-STYLES: Mapping[str, tuple[str, str]] = {
-    PYTORCH: ("#CC6677", "o"),
-    "pytorch-bf16": ("#882255", "o"),
-    NAIVE: ("#999999", "X"),
-    REFERENCE: ("#332288", "s"),
-    "onnx-fused": ("#4477AA", "s"),
-    "onnx-fp16": ("#88CCEE", "s"),
-    "onnx-int8": ("#117733", "D"),
-    "onnx-int8-weights": ("#66CCAA", "D"),
-    "onnx-int4": ("#999933", "D"),
-    "openvino-fp32": ("#AA4499", "^"),
-    "openvino-bf16": ("#661100", "^"),
-    "rebuilt-fp32": ("#111111", "P"),
-    "rebuilt-int8-static": ("#44AA99", "P"),
-    "rebuilt-int8-mixed": ("#6699CC", "P"),
-    "rebuilt-int4": ("#DDCC77", "P"),
-    "rebuilt-openvino-fp32": ("#B07AA1", "v"),
-    "rebuilt-openvino-bf16": ("#7A3B2E", "v"),
-    "cuda-fp32": ("#E8601C", "*"),
-    "cuda-fp16": ("#F6C141", "*"),
-    "cuda-graph-fp16": ("#D1BBD7", "*"),
-    "tensorrt-fp16": ("#4EB265", "*"),
-}
-_OTHER = ("#555555", "h")
+_PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+"""Behind numbers that a line may cross."""
 
 _INK = "#1a1a1a"
 _SETTINGS = {
@@ -97,10 +75,6 @@ def _figure(width: float, height: float, title: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _look(name: str) -> tuple[str, str]:
-    return STYLES.get(name, _OTHER)
-
-
 def _label(one: Measured) -> str:
     return one.candidate.name + (" (WRONG)" if one.accuracy.wrong else "")
 
@@ -127,10 +101,12 @@ def _speedup(findings: Findings) -> Figure:
     )
     for axes, size in zip(figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0], sizes, strict=True):
         values = [findings.speedup(one, MIX, size) or 0.0 for one in ones]
-        bars = axes.barh([_label(m) for m in ones], values, color=[_look(m.candidate.name)[0] for m in ones])
+        bars = axes.barh([_label(m) for m in ones], values, color=[look(m.candidate.name)[0] for m in ones])
         for bar, one in zip(bars, ones, strict=True):
             bar.set_hatch("///" if one.accuracy.wrong else "")
-        axes.bar_label(bars, [f"{value:.2f}" if value else "not timed" for value in values], padding=3, fontsize=9)
+        axes.bar_label(
+            bars, [f"{value:.2f}" if value else "not timed" for value in values], padding=3, fontsize=9, bbox=_PAPER
+        )
         axes.axvline(1, color=_INK, linewidth=1, linestyle="--")
         axes.set_xlim(0, 1.2 * max(values, default=1))
         axes.set_xlabel(f"speed-up, batch {size}")
@@ -145,7 +121,7 @@ def _throughput(findings: Findings) -> Figure:
         pairs = [(n, throughput(one, MIX, n)) for n in findings.batch_sizes]
         points = [(n, rate) for n, rate in pairs if rate is not None]
         if one.candidate.name != NAIVE and points:
-            colour, mark = _look(one.candidate.name)
+            colour, mark = look(one.candidate.name)
             dash = ":" if one.accuracy.wrong else "-"
             axes.plot(*zip(*points, strict=True), dash, color=colour, marker=mark, label=_label(one), linewidth=1.8)
     axes.set_xscale("log", base=2)
@@ -165,7 +141,7 @@ def _latency(findings: Findings) -> Figure:
     figure, axes = _figure(8.5, 0.36 * len(ones) + 1.6, f"{findings.model}: latency of a call, batch {size}")
     times = [one.times[MIX, size] for one in ones]
     names = [f"{_label(one)}  {t.p50:.1f}" for one, t in zip(ones, times, strict=True)]
-    axes.barh(names, [t.p50 for t in times], color=[_look(one.candidate.name)[0] for one in ones])
+    axes.barh(names, [t.p50 for t in times], color=[look(one.candidate.name)[0] for one in ones])
     axes.plot([t.p95 for t in times], names, "|", color=_INK, markersize=12, markeredgewidth=2, label="p95")
     axes.plot([t.p99 for t in times], names, "o", color=_INK, markersize=5, fillstyle="none", label="p99")
     axes.set_xlim(0, 1.05 * max(t.p99 for t in times))
@@ -180,7 +156,7 @@ def _memory(findings: Findings) -> Figure:
     ones = sorted(findings.measured, key=lambda one: -one.peak_mib)
     figure, axes = _figure(8.5, 0.42 * len(ones) + 1.6, f"{findings.model}: memory and size on disk")
     places = range(len(ones))
-    colours = [_look(one.candidate.name)[0] for one in ones]
+    colours = [look(one.candidate.name)[0] for one in ones]
     sizes = [one.candidate.bytes / (1 << 20) for one in ones]
     peak = axes.barh([p + 0.2 for p in places], [one.peak_mib for one in ones], 0.4, color=colours)
     disk = axes.barh([p - 0.2 for p in places], sizes, 0.4, color="white", edgecolor=colours, hatch="////")
@@ -198,7 +174,7 @@ def _frontier(findings: Findings) -> Figure:
     figure, axes = _figure(8.5, 5.2, f"{findings.model}: latency against throughput, realistic lengths")
     points = []
     for one in findings.measured:
-        colour, mark = _look(one.candidate.name)
+        colour, mark = look(one.candidate.name)
         sizes = [size for size in findings.batch_sizes if (MIX, size) in one.times]
         own = [(one.times[MIX, size].p50, throughput(one, MIX, size) or 0.0, size) for size in sizes]
         fill: Any = "none" if one.accuracy.wrong else "full"
@@ -237,7 +213,7 @@ def _waterfall(findings: Findings) -> Figure:
     figure, axes = _figure(8.5, 4.2, f"{findings.model}: where a call's time goes, batch {size}, realistic lengths")
     before: float | None = None
     for place, (_, name, value) in enumerate(steps):
-        axes.bar(place, value, 0.62, color=_look(name)[0])
+        axes.bar(place, value, 0.62, color=look(name)[0])
         text = f"{value:.1f} ms"
         if before is not None:
             axes.bar(place, before - value, 0.62, bottom=value, color="white", edgecolor="#777777", linestyle="--")
@@ -286,7 +262,7 @@ def _roofline(findings: Findings) -> Figure:
                   label=f"{label}: {peak:.0f}·10⁹/s")  # fmt: skip
     seen: set[str] = set()
     for point in points:
-        colour, mark = _look(point.variant)
+        colour, mark = look(point.variant)
         label = "_" if point.variant in seen else point.variant
         fill: Any = "none" if point.batch == points[0].batch else "full"
         axes.plot(point.intensity, point.gflops, mark, color=colour, markersize=8, label=label, fillstyle=fill)

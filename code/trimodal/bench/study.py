@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +21,7 @@ from trimodal.bench.engines import make_candidates
 from trimodal.bench.findings import FROZEN_TOKENS, Findings
 from trimodal.bench.models import Model
 from trimodal.bench.progress import Progress
-from trimodal.bench.roofline import find_points, measure_roof
+from trimodal.bench.roofline import Point, Roof, find_points, measure_roof
 from trimodal.bench.trimodal_model import TrimodalModel, is_trimodal, read_trimodal
 from trimodal.errors import SettingsError
 from trimodal.loading.hardware import Hardware, choose_threads, detect, libraries
@@ -30,7 +31,7 @@ SMALL_BYTES = 64 << 20
 
 SMALL_BUDGET, LARGE_BUDGET, QUICK_BUDGET = 70.0, 600.0, 15.0
 
-STEPS = 14
+STEPS = 15
 """That come before anything is measured."""
 
 
@@ -54,6 +55,8 @@ def analyse(request: Request, progress: Progress) -> Findings:
         roof = measure_roof(threads)
         analysis = Analysis(plan, _budget(request, model), progress, found.skipped)
         measured = analysis.run(found.found, hardware.memory)
+        progress("measuring the roof again")
+        roof = roof.higher(measure_roof(threads))
     stand_ins = _stand_ins(plan, {cell for one in measured for cell in one.times})
     findings = Findings(
         model=model.name,
@@ -70,8 +73,8 @@ def analyse(request: Request, progress: Progress) -> Findings:
         batch_sizes=sorted(set(request.batch_sizes)),
         traffics={traffic: mean(sum(model.lengths(item)) for item in items) for traffic, items in stand_ins.items()},
         roof=roof,
-        points=find_points(model, measured, stand_ins),
-        notes=[*_notes(request, hardware, model), *model.notes, *plan.notes, *analysis.notes],
+        points=(points := find_points(model, measured, stand_ins)),
+        notes=[*_notes(request, hardware, model), *model.notes, *plan.notes, *analysis.notes, *_under(roof, points)],
         beside=request.beside,
     )
     return replace(findings, seconds=time.monotonic() - started)
@@ -101,6 +104,16 @@ def _stand_ins(plan: Plan, timed: set[tuple[str, int]]) -> dict[str, list[Any]]:
         if (cell.traffic, cell.batch) in timed:
             found.setdefault(cell.traffic, [item for place in cell.places for item in plan.batches[place]])
     return found
+
+
+def _under(roof: Roof, points: Sequence[Point]) -> list[str]:
+    """Says where the roof was measured too low: nothing can be above it."""
+    above = sorted({p.variant for p in points if p.gflops > (roof.int8 if "int8" in p.variant else roof.fp32)})
+    if not above:
+        return []
+    return [
+        f"The roof is too low, other processes held the cores when it was measured: above it are {', '.join(above)}."
+    ]
 
 
 def _notes(request: Request, hardware: Hardware, model: Model) -> list[str]:

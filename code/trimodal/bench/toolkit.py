@@ -11,6 +11,7 @@ import sys
 import tempfile
 import weakref
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +104,8 @@ class TransformerOptimizationToolkit:
         from trimodal.bench.frames import to_frame
 
         request = Request(self.folder, batch_sizes, sequence_lengths, texts, labels, budget=budget)
-        self.findings = analyse(request, Progress())
+        with closing(Progress()) as progress:
+            self.findings = analyse(request, progress)
         return to_frame(self.findings)
 
 

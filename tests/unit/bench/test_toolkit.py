@@ -29,7 +29,8 @@ from trimodal.bench.encoder_model import read_encoder  # noqa: E402
 from trimodal.bench.engines import make_fp16, make_int8, make_weights_only  # noqa: E402
 from trimodal.bench.findings import Findings  # noqa: E402
 from trimodal.bench.huggingface import TextModel, export_text_model  # noqa: E402
-from trimodal.bench.pictures import STYLES, draw, to_bytes  # noqa: E402
+from trimodal.bench.looks import STYLES  # noqa: E402
+from trimodal.bench.pictures import draw, to_bytes  # noqa: E402
 from trimodal.bench.progress import Progress  # noqa: E402
 from trimodal.bench.report_html import to_html  # noqa: E402
 from trimodal.bench.tables import to_markdown  # noqa: E402
