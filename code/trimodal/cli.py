@@ -30,8 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
             settings = replace(settings, model_dir=options.model_dir)
         if options.run is _serve:
             log.configure(settings.log_level)
-        else:  # what a command answers goes to stdout, and only `prepare` and `bench` take long
-            quiet = settings.log_level == "INFO" and options.run not in (_prepare, _bench)
+        else:  # what a command answers goes to stdout, and only these take long
+            quiet = settings.log_level == "INFO" and options.run not in (_prepare, _bench, _optimize)
             log.configure("WARNING" if quiet else settings.log_level, sys.stderr)
         status: int = options.run(settings, options)
     except TrimodalError as err:
@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--opset", type=int, default=17, choices=range(14, 21), metavar="N",
                         help="version of the ONNX operators, 14 to 20 (default: 17)")  # fmt: skip
     export.add_argument("--force", action="store_true", help="replace a file that is there")
+    _add_optimize(commands)
     bench = commands.add_parser("bench", help="measure a model directory on this host").add_subparsers(
         title="benchmarks", required=True, metavar="BENCHMARK"
     )
@@ -68,6 +69,27 @@ def _parser() -> argparse.ArgumentParser:
     ladder.add_argument("--quick", action="store_true", help="few requests: a look, not a result")
     ladder.add_argument("--out", type=Path, metavar="DIR", help="also write JSON and Markdown there")
     return parser
+
+
+def _add_optimize(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "measure PyTorch, ONNX and OpenVINO variants of a model side by side, and write a report with pictures"
+    parser = _command(commands, "optimize", _optimize, text)
+    parser.epilog = ("MODEL_DIR: a trimodal model directory, or a Hugging Face directory of one encoder. Progress is "
+                     "shown on stderr. Ctrl+C cancels and leaves nothing behind (exit status 130).")  # fmt: skip
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16, 32], metavar="B",
+                        help="records of a call (default: 1 16 32)")  # fmt: skip
+    parser.add_argument("--sequence-lengths", type=int, nargs="*", default=[32, 128, 512], metavar="S",
+                        help="fixed text lengths in tokens, beside realistic ones (default: 32 128 512)")  # fmt: skip
+    parser.add_argument("--texts", type=Path, metavar="FILE",
+                        help="texts to judge an encoder on: one a line, or JSON lines with text and label "
+                        "(default: texts that come with it)")  # fmt: skip
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of one operator (default: cores, at most 4)")
+    parser.add_argument("--budget", type=float, metavar="SECONDS",
+                        help="time for timing (default: 70 for a model under 64 MiB, else 600)")  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="few calls: a look, not a result")
+    parser.add_argument("--beside", type=Path, metavar="FILE",
+                        help="JSON with others' figures: source, note, rows of batch, pytorch_ms, onnx_ms")  # fmt: skip
+    parser.add_argument("--out", type=Path, metavar="DIR", help="also write JSON, Markdown, HTML and PNGs there")
 
 
 def _command(
@@ -144,6 +166,26 @@ def _bench(settings: Settings, options: argparse.Namespace) -> int:
     from trimodal.bench.ladder import run_ladder
 
     return run_ladder(settings, rounds=options.rounds, out=options.out, lengths=options.lengths, quick=options.quick)
+
+
+def _optimize(settings: Settings, options: argparse.Namespace) -> int:
+    from trimodal.bench.asked import Request, command_line, read_beside, read_texts
+    from trimodal.bench.toolkit import run_optimize
+
+    texts, labels = read_texts(options.texts) if options.texts is not None else (None, None)
+    request = Request(
+        folder=settings.model_dir,
+        batch_sizes=options.batch_sizes,
+        lengths=options.sequence_lengths,
+        texts=texts,
+        labels=labels,
+        threads=options.threads or settings.intra_op_threads,
+        budget=options.budget,
+        quick=options.quick,
+        command=command_line(settings.model_dir, options.batch_sizes, options.sequence_lengths),
+        beside=None if options.beside is None else read_beside(options.beside),
+    )
+    return run_optimize(request, options.out)
 
 
 if __name__ == "__main__":

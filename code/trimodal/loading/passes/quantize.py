@@ -75,30 +75,40 @@ def _weights(writer: GraphWriter, name: str, matrix: Array, *, reduced: bool) ->
     )
 
 
-_BLOCK = 32
+INT4_BLOCK = 32
 """Inputs that share one scale, as llama.cpp's Q4 formats and ONNX Runtime's default have it."""
+
+
+def pack_int4(matrix: Array) -> tuple[Array, Array]:
+    """Packs a weight `[in, out]` as `MatMulNBits` reads it.
+
+    Returns:
+        uint8 `[out, blocks, 16]`, and float32 scales `[out · blocks]`.
+    """
+    inputs, outputs = matrix.shape
+    blocks = -(-inputs // INT4_BLOCK)
+    padded = np.zeros((outputs, blocks * INT4_BLOCK), np.float32)
+    padded[:, :inputs] = matrix.T
+    by_block = padded.reshape(outputs, blocks, INT4_BLOCK)
+    largest = np.abs(by_block).max(axis=2)
+    scale = np.where(largest > 0, largest / 7, 1.0).astype(np.float32)
+    values = (np.rint(by_block / scale[:, :, None]) + 8).clip(0, 15).astype(np.uint8)
+    return values[:, :, 0::2] | values[:, :, 1::2] << 4, scale.reshape(-1)
 
 
 def int4_product() -> Product:
     """Products with weights of 4 bits and one scale for 32 inputs (`MatMulNBits`); activations stay fp32."""
 
     def product(writer: GraphWriter, source: str, name: str, matrix: Array, shift: Array) -> str:
+        packed, scale = pack_int4(matrix)
         inputs, outputs = matrix.shape
-        blocks = -(-inputs // _BLOCK)
-        padded = np.zeros((outputs, blocks * _BLOCK), np.float32)
-        padded[:, :inputs] = matrix.T
-        by_block = padded.reshape(outputs, blocks, _BLOCK)
-        largest = np.abs(by_block).max(axis=2)
-        scale = np.where(largest > 0, largest / 7, 1.0).astype(np.float32)
-        values = (np.rint(by_block / scale[:, :, None]) + 8).clip(0, 15).astype(np.uint8)
-        packed = values[:, :, 0::2] | values[:, :, 1::2] << 4
         weights = [
             writer.constant(f"{name}/weight", packed),
-            writer.constant(f"{name}/weight_scale", scale.reshape(-1)),
+            writer.constant(f"{name}/weight_scale", scale),
         ]
         result = writer.node(
             "MatMulNBits", [source, *weights], f"{name}/product", domain=MICROSOFT,
-            K=inputs, N=outputs, bits=4, block_size=_BLOCK,
+            K=inputs, N=outputs, bits=4, block_size=INT4_BLOCK,
         )  # fmt: skip
         return writer.node("Add", [result, writer.constant(f"{name}/bias", shift)], f"{name}/sum")
 
