@@ -21,6 +21,7 @@ from pyarrow import parquet
 MODEL_DIR = Path(os.environ.get("SM_MODEL_DIR", "/opt/ml/model"))
 URL = f"http://127.0.0.1:{os.environ.get('SAGEMAKER_BIND_TO_PORT', '8080')}/invocations"
 RECORDS = 3
+MANY = 200
 TOLERANCE = 1e-5
 CSV_TOLERANCE = 6e-5  # CSV answers have four decimals
 
@@ -144,6 +145,17 @@ def main() -> int:
         bad += problem is not None
         shown = text if len(text) <= 120 else text[:117] + "..."
         print(f"  {request.name:<22} {status} {shown!r}{f'  BAD: {problem}' if problem else ''}")
+    return bad + many(golden)
+
+
+def many(golden: list[dict[str, Any]]) -> int:
+    """Sends `MANY` records, one at a time; returns the number of bad answers."""
+    bad = 0
+    for place in range(MANY):
+        line = golden[place % len(golden)]
+        request = Request("one of many", "application/json", json.dumps(line["record"]).encode(), scores=1)
+        bad += fault(request, *send(request), [float(line["probs"][1])]) is not None
+    print(f"  {MANY} more: {bad} bad")
     return bad
 
 

@@ -137,21 +137,34 @@ def test_every_request_is_counted_in_all_three_places(measuring, model_dir, gold
     assert moto_sums(aws, namespace, "FallbackLevel")["Maximum"] == 1
 
 
-@pytest.mark.parametrize("level", [2, 4])
+FAULTS = {
+    2: (
+        "if 'trimodal.loading.optimize' in ' '.join(sys.orig_argv):\n"
+        "    import trimodal.loading.build as m\n"
+        "    def fail(*a, **k): raise ZeroDivisionError\n"
+        "    m._stock = m.rebuild_encoder = fail\n"
+    ),
+    3: (
+        "if 'trimodal.loading.optimize' in ' '.join(sys.orig_argv):\n"
+        "    import trimodal.loading.load as m\n"
+        "    from trimodal.errors import ArtifactError\n"
+        "    right = m.open_model\n"
+        "    def open_model(artifacts, pad, tuning=None):\n"
+        "        if tuning is not None: raise ArtifactError('no such options')\n"
+        "        return right(artifacts, pad)\n"
+        "    m.open_model = open_model\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("level", [2, 3, 4])
 def test_a_lower_level_shows_everywhere(measuring, model_dir, tmp_path, aws, *, namespace, level):
     path = tmp_path / "model"
     shutil.copytree(model_dir, path, ignore=shutil.ignore_patterns("optimized"))
     environ = {"OPTIMIZED_MODEL_DIR": str(tmp_path / "cache")}
-    if level == 2:
+    if level in FAULTS:
         (tmp_path / "code").mkdir()
-        program = (
-            "import sys\n"
-            "if 'trimodal.loading.optimize' in ' '.join(sys.orig_argv):\n"
-            "    import trimodal.loading.build as m\n"
-            "    def fail(*a, **k): raise ZeroDivisionError\n"
-            "    m._stock = m.rebuild_encoder = fail\n"
-        )
-        (tmp_path / "code" / "sitecustomize.py").write_text(program)
+        (tmp_path / "code" / "sitecustomize.py").write_text(f"import sys\n{FAULTS[level]}")
         environ["PYTHONPATH"] = str(tmp_path / "code")
     else:
         (path / "model.onnx").write_bytes(b"torn")
