@@ -113,8 +113,9 @@ class Server:
 
     @property
     def log_lines(self) -> list[dict[str, Any]]:
-        """The log's JSON lines."""
-        return [json.loads(line) for line in self.log_text.splitlines() if line.startswith("{")]
+        """The log's JSON lines, those of metrics left out."""
+        lines = [json.loads(line) for line in self.log_text.splitlines() if line.startswith("{")]
+        return [line for line in lines if "_aws" not in line]
 
     def workers(self) -> list[int]:
         """Process ids of the workers: the leaves of the process tree."""
