@@ -14,11 +14,11 @@ from typing import Any
 from trimodal.metrics.aggregate import Series, Snapshot, combine
 from trimodal.metrics.table import dimension_sets
 
-MAX_METRICS = 100
-"""Metrics of a line."""
+MAX_METRICS, MAX_VALUES = 100, 100
+"""Metrics of a line, and values of a metric in it."""
 
-MAX_VALUES = 100
-"""Values of a metric in a line."""
+LINE_VALUES = 400
+"""Values of a line, of all its metrics: container engines cut what is longer than 16 KiB."""
 
 
 class EmfSink:
@@ -81,10 +81,14 @@ def _lines(snapshot: Snapshot, container: Mapping[str, str]) -> Iterator[tuple[d
     for dimensions, group in by_dimensions(snapshot, container):
         pieces = [cut(series, MAX_VALUES) for series in group]
         for place in range(max(map(len, pieces))):
-            part = {piece[place].metric.name: piece[place] for piece in pieces if place < len(piece)}
-            names = list(part)
-            for start in range(0, len(names), MAX_METRICS):
-                yield dimensions, {name: part[name] for name in names[start : start + MAX_METRICS]}
+            part: dict[str, Series] = {}
+            for piece in (piece[place] for piece in pieces if place < len(piece)):
+                values = sum(len(one.values) for one in part.values()) + len(piece.values)
+                if part and (len(part) == MAX_METRICS or values > LINE_VALUES):
+                    yield dimensions, part
+                    part = {}
+                part[piece.metric.name] = piece
+            yield dimensions, part
 
 
 def cut(series: Series, most: int) -> list[Series]:

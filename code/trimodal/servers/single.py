@@ -225,17 +225,23 @@ def main() -> int:
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     if settings.run_dir is None:
         raise StartupError("TRIMODAL_RUN_DIR is not set; start the container with `trimodal serve`.")
-    telemetry = Telemetry(settings, settings.run_dir)
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_Process(settings, settings.run_dir, Pulse(settings.run_dir), telemetry).run())
+        _serve(settings, settings.run_dir)
     except TrimodalError as err:
         sys.stdout.flush()
         print(f"trimodal: {err}", file=sys.stderr)  # noqa: T201  the one message that a user looks for
         return 1
+    return 0
+
+
+def _serve(settings: Settings, run_dir: Path) -> None:
+    """Runs the process; what it has measured is out before an error is told, which stands last in the log."""
+    telemetry = Telemetry(settings, run_dir)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_Process(settings, run_dir, Pulse(run_dir), telemetry).run())
     finally:
         telemetry.close()
-    return 0
 
 
 if __name__ == "__main__":
