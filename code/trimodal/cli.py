@@ -85,7 +85,7 @@ def _add_optimize(commands: argparse._SubParsersAction[argparse.ArgumentParser])
                         "(default: texts that come with it)")  # fmt: skip
     parser.add_argument("--threads", type=int, metavar="N", help="threads of one operator (default: cores, at most 4)")
     parser.add_argument("--budget", type=float, metavar="SECONDS",
-                        help="time for timing (default: 70 for a model under 64 MiB, else 600)")  # fmt: skip
+                        help="time for timing (default: 70 for a model under 64 MiB, else 780)")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="few calls: a look, not a result")
     parser.add_argument("--beside", type=Path, metavar="FILE",
                         help="JSON with others' figures: source, note, rows of batch, pytorch_ms, onnx_ms")  # fmt: skip

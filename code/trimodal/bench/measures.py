@@ -47,6 +47,12 @@ class Times:
     high: float
     typical: float
 
+    def scaled(self, factor: float) -> Times:
+        """Returns the times multiplied."""
+        plain = asdict(self)
+        counts = {name: plain.pop(name) for name in ("calls", "rounds")}
+        return Times(**counts, **{name: value * factor for name, value in plain.items()})
+
 
 def summarize_calls(seconds: NDArray[np.float64]) -> Times:
     """Sums up seconds, float64 `[rounds, batches]`."""

@@ -92,3 +92,13 @@ def test_f1_that_falls_is_refused():
 
     assert result.wrong
     assert (result.f1 or 0) <= (result.f1_reference or 0)
+
+
+def test_scaled_times_keep_their_counts():
+    times = summarize_calls(np.array([[0.001, 0.003], [0.002, 0.004]]))
+
+    twice = times.scaled(2)
+
+    assert (twice.calls, twice.rounds) == (4, 2)
+    assert twice.p50 == pytest.approx(2 * times.p50)
+    assert twice.typical == pytest.approx(2 * times.typical)

@@ -61,7 +61,7 @@ def model(folder, tmp_path_factory):
 @pytest.fixture(scope="module")
 def toolkit(folder):
     made = TransformerOptimizationToolkit(folder)
-    made.frame = made.run_full_analysis(TEXTS, [1, 4], sequence_lengths=[8, 64], labels=LABELS, budget=2)
+    made.frame = made.run_full_analysis(TEXTS, [1, 4], sequence_lengths=[8, 64], labels=LABELS, budget=1000)
     return made
 
 
@@ -190,7 +190,7 @@ def test_variants_that_give_wrong_numbers_or_none_are_caught(model, tmp_path, mo
     dying = replace(plain, name="dying", open=partial(open_skewed, plain.open, "dies"))
     skipped = {}
 
-    analysis = Analysis(make_plan(model, [1, 4], [21], quick=True), 1, Progress(), skipped)
+    analysis = Analysis(make_plan(model, [1, 4], [21], quick=True), 1000, Progress(), skipped)
     measured = analysis.run([plain, *skewed, hungry, dying], 8 << 30)
 
     wrong = {one.candidate.name: one.accuracy.wrong for one in measured}
@@ -200,6 +200,17 @@ def test_variants_that_give_wrong_numbers_or_none_are_caught(model, tmp_path, mo
     assert best(measured, "mix", 4).candidate.name == plain.name
     assert skipped["hungry"] == "MemoryError: "
     assert skipped["dying"].startswith("failed in S=21, batch 4: its process ended with status -9")
+
+
+def test_variants_that_do_not_fit_together_are_measured_in_groups(model, tmp_path):
+    plain = _plain_candidate(model, tmp_path)
+    analysis = Analysis(make_plan(model, [1], [], quick=True), 1000, Progress(), {})
+
+    measured = analysis.run([plain, replace(plain, name="one"), replace(plain, name="other")], memory=1)
+
+    assert [one.candidate.name for one in measured] == [plain.name, "one", "other"]
+    assert all(one.times.keys() == {("mix", 1)} and one.peak_mib > 0 for one in measured)
+    assert analysis.notes == ["Memory: 2 groups of variants, one after another; times are scaled by onnx-fp32's."]
 
 
 def _plain_candidate(model, folder):
