@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -21,6 +21,9 @@ from trimodal.errors import OptimizationError, TrimodalError
 logger = logging.getLogger(__name__)
 
 LEAST_ROUNDS, MOST_ROUNDS = 2, 12
+
+FEWEST = 4
+"""Batches of the first cell that are timed whatever they cost."""
 
 MIX_SHARE = 0.4
 """Of the time that is left, what a batch size of the realistic mix may take: it is what the analysis is for."""
@@ -121,7 +124,8 @@ class Analysis:
         started = time.monotonic()
         alone = np.concatenate([worker.scores(place) for place in self.plan.judged])
         tokens = sum(sum(self.plan.model.lengths(item)) for item in self.plan.model.items)
-        self.rate = max(self.rate, (time.monotonic() - started) / tokens / 2)  # the slowest is not the mean
+        if not candidate.only_mix:  # padded texts cost several times as much
+            self.rate = max(self.rate, (time.monotonic() - started) / tokens / 2)  # the slowest is not the mean
         outputs = Outputs(alone, worker.scores(self._check_place()))
         model = self.plan.model
         accuracy = judge(outputs, expected or outputs, candidate.precision, embeds=model.embeds, labels=model.labels)
@@ -144,16 +148,23 @@ class Analysis:
             places = self.chosen[key]
             if places:
                 tokens = cell.tokens * len(places) // len(cell.places)
-                while not self._time(replace(cell, places=places, tokens=tokens), open_ones, share):
-                    pass
+                try:
+                    while not self._time(replace(cell, places=places, tokens=tokens), open_ones, share):
+                        pass
+                except OptimizationError as err:  # what was timed before is still worth telling
+                    self.notes.append(f"{err}; nothing was timed after it.")
+                    break
         for one, worker in open_ones:
-            one.peak_mib = worker.peak()
+            with suppress(TrimodalError):
+                one.peak_mib = worker.peak()
 
     def _fitting(self, cell: Cell, variants: int, share: float, left: float) -> Sequence[int]:
         """Chooses as many batches as fit into the time: a warm-up call and the least rounds; none is left out aloud."""
         batch = self.rate * cell.tokens / len(cell.places) * variants
         room = MIX_SHARE * left if cell.traffic == MIX else min(2 * share, left / 2)
         count = min(len(cell.places), int((room / batch - 1) / LEAST_ROUNDS)) if batch else len(cell.places)
+        if cell is self.plan.cells[0]:  # without it there is nothing to tell
+            count = max(count, min(FEWEST, len(cell.places)))
         if count < 1:
             cost = (LEAST_ROUNDS + 1) * batch
             self.notes.append(f"{cell.traffic}, batch {cell.batch} is not timed: about {cost:.0f} s, over --budget")
@@ -186,10 +197,15 @@ class Analysis:
             begun = time.monotonic()
             rounds.append([[_seconds(pair, place) for pair in wanted] for place in cell.places])
             took = time.monotonic() - begun
-            self.rate = took / (cell.tokens * len(wanted))  # of the largest so far: small ones are mostly overhead
+            self._learn(cell, wanted, rounds[-1])
             if len(rounds) >= LEAST_ROUNDS and time.monotonic() - started + took > share:
                 break
         return rounds
+
+    def _learn(self, cell: Cell, wanted: Sequence[Opened], seconds: Sequence[Sequence[float]]) -> None:
+        """Takes the rate from a round of the largest cell so far: small ones are mostly overhead."""
+        usual = [place for place, (one, _) in enumerate(wanted) if not one.candidate.only_mix]
+        self.rate = sum(row[place] for row in seconds for place in usual) / (cell.tokens * len(usual))
 
 
 class _LostError(TrimodalError):

@@ -213,6 +213,17 @@ def test_variants_that_do_not_fit_together_are_measured_in_groups(model, tmp_pat
     assert analysis.notes == ["Memory: 2 groups of variants, one after another; times are scaled by onnx-fp32's."]
 
 
+def test_without_time_the_realistic_mix_is_timed_all_the_same(model, tmp_path):
+    analysis = Analysis(make_plan(model, [1, 4], [8], quick=True), 1e-9, Progress(), {})
+
+    (measured,) = analysis.run([_plain_candidate(model, tmp_path)], 8 << 30)
+
+    assert measured.times.keys() == {("mix", 1)}
+    assert measured.times["mix", 1].calls >= 4
+    assert len(analysis.notes) == 3
+    assert all("is not timed: about" in note for note in analysis.notes)
+
+
 def _plain_candidate(model, folder):
     from trimodal.bench import engines
 
