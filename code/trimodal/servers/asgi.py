@@ -42,6 +42,7 @@ from trimodal.servers.openapi import documentation
 from trimodal.servers.scheduler import Scheduler
 from trimodal.servers.telemetry import Telemetry
 from trimodal.servers.typed import predict_steps
+from trimodal.servers.workers import SHOWN
 from trimodal.serving.steps import Alone, Steps
 from trimodal.settings import Settings
 
@@ -51,8 +52,6 @@ JSON = "application/json"
 _GONE = 499
 """What the log says of a request whose client has gone before its answer (nginx's number)."""
 
-_SHOWN = ("level", "rung", "precision", "engine", "causes", "declined")
-"""What `/ping` tells of the ladder."""
 
 T = TypeVar("T")
 Work = Callable[[bytes, Alone], Steps[tuple[bytes, str]]]
@@ -109,7 +108,7 @@ class App:
         """Answers 200 while requests are taken, else 503."""
         state = "draining" if self.draining else "ready" if self.scheduler.alive else "no worker"
         status = getattr(self.service.model, "status", {})
-        facts = {key: status[key] for key in _SHOWN if key in status}
+        facts = {key: status[key] for key in SHOWN if key in status}
         body = {"status": state, "workers": 1, **facts, "versions": self.versions}
         return self._retiring(JSONResponse(body, 200 if state == "ready" else 503))
 

@@ -25,7 +25,7 @@ from trimodal.errors import (
     Unavailable,
 )
 from trimodal.log import identify, request_id
-from trimodal.servers.workers import ANSWERED, CODE, REQUEST_ID, SENT
+from trimodal.servers.workers import ANSWERED, CODE, REQUEST_ID, SENT, SHOWN
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +43,6 @@ _NOT_FORWARDED = frozenset(
 """Headers that belong to one connection (RFC 9110, section 7.6.1), or that are set anew."""
 
 _AUTOMATIC = ("Accept", "Accept-Encoding", "User-Agent")
-
-
-_SHOWN = ("level", "rung", "precision", "engine", "causes", "declined")
-"""What `/ping` tells of the ladder."""
 
 
 class Front:
@@ -123,7 +119,7 @@ class Front:
         state = "draining" if self.draining else "ready" if workers else "no worker"
         status = 200 if state == "ready" else 503
         served = self.served()
-        facts = {key: served[key] for key in _SHOWN if key in served}
+        facts = {key: served[key] for key in SHOWN if key in served}
         return web.json_response({"status": state, "workers": workers, **facts}, status=status)
 
     async def execution_parameters(self, _request: web.Request) -> web.Response:

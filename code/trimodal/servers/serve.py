@@ -12,7 +12,6 @@ import contextlib
 import logging
 import signal
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -29,7 +28,7 @@ from trimodal.servers.drain import drain
 from trimodal.servers.front import Front
 from trimodal.servers.limits import execution_parameters
 from trimodal.servers.telemetry import Telemetry
-from trimodal.servers.workers import failure, living, ready_workers, served
+from trimodal.servers.workers import failure, living, ready_workers, run_directory, served
 from trimodal.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -44,16 +43,8 @@ def serve(settings: Settings) -> None:
     Raises:
         StartupError: the container cannot start or go on; the text says what to fix.
     """
-    if not settings.model_dir.is_dir():
-        raise ArtifactError(
-            f"The model directory {settings.model_dir} does not exist; mount or unpack the model there."
-        )
-    try:
-        run_dir = tempfile.TemporaryDirectory(prefix="trimodal-")
-    except OSError as err:
-        raise StartupError("No writable directory for temporary files; mount a tmpfs on /tmp.") from err
-    with run_dir as folder:
-        asyncio.run(_serve(settings, Path(folder)))
+    with run_directory(settings.model_dir) as folder:
+        asyncio.run(_serve(settings, folder))
 
 
 async def _serve(settings: Settings, run_dir: Path) -> None:

@@ -17,14 +17,15 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trimodal.errors import ArtifactError, StartupError
+from trimodal.errors import StartupError
+from trimodal.loading.hardware import memory_use
 from trimodal.servers.pulse import FILE, State, look
+from trimodal.servers.workers import run_directory
 from trimodal.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,6 @@ BACK_OFF = (0.0, 1.0, 2.0, 5.0, 10.0)
 
 _END_SECONDS = 29
 _WATCH_SECONDS = 0.25
-_CGROUPS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
 
 
 def supervise(settings: Settings) -> int:
@@ -49,16 +49,8 @@ def supervise(settings: Settings) -> int:
     Raises:
         StartupError: the serving process cannot be started, or dies again and again.
     """
-    if not settings.model_dir.is_dir():
-        raise ArtifactError(
-            f"The model directory {settings.model_dir} does not exist; mount or unpack the model there."
-        )
-    try:
-        run_dir = tempfile.TemporaryDirectory(prefix="trimodal-")
-    except OSError as err:
-        raise StartupError("No writable directory for temporary files; mount a tmpfs on /tmp.") from err
-    with run_dir as folder:
-        return _Supervisor(settings, Path(folder)).run()
+    with run_directory(settings.model_dir) as folder:
+        return _Supervisor(settings, folder).run()
 
 
 @dataclass(slots=True)
@@ -74,7 +66,7 @@ class _Supervisor:
             signal.signal(number, lambda *_: self.told.set())
         deaths = 0
         while True:
-            started, kills = time.monotonic(), _oom_kills()
+            started, kills = time.monotonic(), memory_use()[1]
             process = self._start()
             stuck = self._watch(process, started)
             state = look(self.run_dir)
@@ -83,7 +75,7 @@ class _Supervisor:
             if process.returncode == 1 and not state.ready:
                 return 1  # it has said why
             deaths = 1 if state.ready and time.monotonic() - started > QUICK_SECONDS else deaths + 1
-            cause = stuck or _cause(process.returncode, killed_for_memory=_oom_kills() > kills)
+            cause = stuck or _cause(process.returncode, killed_for_memory=memory_use()[1] > kills)
             message = f"the serving process ended: {cause}; last stage: {state.stage}"
             if deaths > MAX_DEATHS:
                 raise StartupError(f"T{message[1:]}. It ended {deaths} times in a row, and is not started again.")
@@ -154,14 +146,3 @@ def _cause(status: int, *, killed_for_memory: bool) -> str:
     if status != -signal.SIGKILL:
         return f"{name} in native code"
     return f"{name}, out of memory" if killed_for_memory else f"{name}, perhaps for lack of memory"
-
-
-def _oom_kills() -> int:
-    """Counts the processes of this container that the kernel has killed for lack of memory."""
-    for path in map(Path, _CGROUPS):
-        with contextlib.suppress(OSError):
-            for line in path.read_text(encoding="ascii").splitlines():
-                name, _, value = line.partition(" ")
-                if name == "oom_kill" and value.isdecimal():
-                    return int(value)
-    return 0

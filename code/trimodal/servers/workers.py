@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from trimodal.errors import ArtifactError, StartupError
 
 ANSWERED = "x-trimodal-answer"
 """Header on every answer of a handler, so that the front tells it from the model server's own errors."""
@@ -23,6 +27,30 @@ CODE = "x-trimodal-code"
 
 _FAILED = "failed"
 _READY = ".ready"
+
+
+SHOWN = ("level", "rung", "precision", "engine", "causes", "declined")
+"""What `/ping` tells of the ladder."""
+
+
+@contextmanager
+def run_directory(model_dir: Path) -> Iterator[Path]:
+    """Makes the directory that the processes of one container share while it runs.
+
+    Args:
+        model_dir: the model directory, which must be there.
+
+    Raises:
+        StartupError: it is not, or nothing can be written.
+    """
+    if not model_dir.is_dir():
+        raise ArtifactError(f"The model directory {model_dir} does not exist; mount or unpack the model there.")
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="trimodal-")
+    except OSError as err:
+        raise StartupError("No writable directory for temporary files; mount a tmpfs on /tmp.") from err
+    with folder as name:
+        yield Path(name)
 
 
 @dataclass(frozen=True, slots=True)
