@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from tokenizers import BertWordPieceTokenizer, Tokenizer
@@ -26,6 +27,8 @@ def load_tokenizer(model_dir: Path, name: str | None) -> Tokenizer:
     candidates = [model_dir / "tokenizer.json", model_dir / "tokenizer"]
     if name:
         candidates.insert(0, model_dir / name)  # an absolute name replaces the directory
+    # requests are what runs side by side; the library's own threads would take the cores from them
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     found = (tokenizer for place in candidates if (tokenizer := _read(place)) is not None)
     tokenizer = next(found, None) or _from_hub(name)
     tokenizer.no_padding()

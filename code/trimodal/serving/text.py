@@ -123,17 +123,18 @@ class TextEncoder:
             TextError: a step cannot read the text.
         """
         counts = _Counts()
+        known: dict[str, Encoding] = {}
         unmarked = False
         messages = [text]
         for step in self.steps:
             if step == "dialogue_splitter":
                 messages, unmarked = self._split(text)
             elif step == "dialogue_chunker":
-                messages = self._chunk(messages, counts)
+                messages = self._chunk(messages, counts, known)
             elif step != "tokenizer":
                 messages = [MESSAGE_STEPS[step](message) for message in messages]
         chunks = [chunk for chunk in messages if chunk.strip()] or [PLACEHOLDER]
-        ids = [self._tokenize(chunk) for chunk in chunks]
+        ids = [self._finished(encoding) for encoding in self._encode(chunks, known)]
         return EncodedText(ids, unmarked, counts.cut_messages, counts.dropped_chunks)
 
     def _split(self, text: str) -> tuple[list[str], bool]:
@@ -145,22 +146,22 @@ class TextEncoder:
             return [text.strip()], True
         return [], True
 
-    def _chunk(self, messages: list[str], counts: _Counts) -> list[str]:
+    def _chunk(self, messages: list[str], counts: _Counts, known: dict[str, Encoding]) -> list[str]:
         """Joins messages into chunks of at most `max_tokens` tokens, special tokens not counted."""
         chunks: list[str] = []
         current: list[str] = []
         size = 0
-        for whole in messages:
-            message, ids = whole, self._ids(whole)
-            if len(ids) > self.max_tokens:
+        for whole, encoding in zip(messages, self._encode(messages, known), strict=True):
+            message, length = whole, len(encoding)
+            if length > self.max_tokens:
                 counts.cut_messages += 1
-                message = self._decode(ids[: self.max_tokens])
-                ids = self._ids(message)
-            if current and size + len(ids) > self.max_tokens:
+                message = self._decode(encoding.ids[: self.max_tokens])
+                length = len(self._encode([message], known)[0])
+            if current and size + length > self.max_tokens:
                 chunks.append(" ".join(current))
                 current, size = [], 0
             current.append(message)
-            size += len(ids)
+            size += length
         if current:
             chunks.append(" ".join(current))
         if self.max_chunks is not None and len(chunks) > self.max_chunks:
@@ -168,25 +169,27 @@ class TextEncoder:
             del chunks[self.max_chunks :]
         return chunks
 
-    def _ids(self, message: str) -> list[int]:
-        ids: list[int] = self._encode(message).ids
-        return ids
-
     def _decode(self, ids: list[int]) -> str:
         return clean_up_tokenization(self.tokenizer.decode(ids, skip_special_tokens=True))
 
-    def _tokenize(self, chunk: str) -> list[int]:
+    def _encode(self, texts: list[str], known: dict[str, Encoding]) -> list[Encoding]:
+        """Tokenizes texts without special tokens, those that are not known; adds them to what is known.
+
+        In batches because only those release Python's lock: a long text must not hold up other requests.
+        """
+        missing = [text for text in dict.fromkeys(texts) if text not in known]
+        try:
+            found = self.tokenizer.encode_batch_fast(missing, add_special_tokens=False) if missing else []
+        except (TypeError, UnicodeEncodeError) as err:
+            raise TextError("holds characters that are not Unicode text") from err
+        known.update(zip(missing, found, strict=True))
+        return [known[text] for text in texts]
+
+    def _finished(self, encoding: Encoding) -> list[int]:
         """Returns the ids of a chunk with `[CLS]` and `[SEP]`, cut to `max_tokens`."""
-        encoding = self._encode(chunk)
         encoding.truncate(self.max_tokens - self.tokenizer.num_special_tokens_to_add(is_pair=False))
         ids: list[int] = self.tokenizer.post_process(encoding).ids
         return ids
-
-    def _encode(self, text: str) -> Encoding:
-        try:
-            return self.tokenizer.encode(text, add_special_tokens=False)
-        except (TypeError, UnicodeEncodeError) as err:
-            raise TextError("holds characters that are not Unicode text") from err
 
 
 MESSAGE_STEPS: dict[str, Callable[[str], str]] = {

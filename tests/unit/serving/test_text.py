@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+import time
 from contextlib import suppress
 
 import pytest
@@ -184,7 +186,7 @@ def test_a_message_cut_to_unknown_tokens_leaves_a_placeholder(make_encoder, read
 
 def test_a_cut_message_is_decoded_with_its_spaces_cleaned_up(make_encoder, tokenizer):
     encoder = make_encoder()
-    ids = encoder._ids("don't scan, please!")
+    ids = encoder.tokenizer.encode("don't scan, please!", add_special_tokens=False).ids
     assert tokenizer.decode(ids) == "don ' t scan , please !"
     assert encoder._decode(ids) == "don't scan, please!"
 
@@ -259,3 +261,20 @@ def test_a_lone_surrogate_is_a_text_error_that_holds_no_text(make_encoder):
 def test_a_message_of_nested_markup_is_read(make_encoder, read):
     text = mark("<div>" * 2000 + "hello" + "</div>" * 2000)
     assert read(make_encoder().encode(text)) == ["[CLS] hello [SEP]"]
+
+
+def test_other_threads_run_while_a_long_text_is_tokenized(make_encoder):
+    encoder = make_encoder()
+    text = "[bom] " + "my parcel never arrived " * 60_000 + "[eom]"
+    waiting = threading.Thread(target=encoder.tokenizer.encode_batch_fast, args=([text],))
+    working = threading.Thread(target=encoder.encode, args=(text,))
+    turns = []
+    for thread in (waiting, working):  # the first shows how many turns there are where nothing else is done
+        count = 0
+        thread.start()
+        while thread.is_alive():
+            time.sleep(0)
+            count += 1
+        turns.append(count)
+
+    assert turns[1] > turns[0] / 10
