@@ -89,13 +89,13 @@ def identify(headers: Mapping[str, str]) -> str:
     """Returns the id that a request brings, or a new one; what does not look like an id is not logged.
 
     Args:
-        headers: the request's, by names in any case.
+        headers: the request's, by names in lower case or in any.
     """
     brought = (headers.get(name, "") for name in _IDENTITIES)
     return next((name for name in brought if _IDENTITY.fullmatch(name)), None) or uuid.uuid4().hex
 
 
-_IDENTITIES = ("X-Amzn-SageMaker-Inference-Id", "X-Amzn-RequestId", "X-Request-Id")
+_IDENTITIES = ("x-amzn-sagemaker-inference-id", "x-amzn-requestid", "x-request-id")
 """Headers that name a request, the best first."""
 
 _IDENTITY = re.compile(r"[A-Za-z0-9._:/=+@-]{1,128}")

@@ -90,9 +90,9 @@ class Clients:
         """Runs clients that each send the next request when the last is answered."""
         return asyncio.run(self._closed(clients, seconds))
 
-    def open(self, rate: float, seconds: float) -> Outcome:
-        """Sends requests at random moments, `rate` a second on average, whether earlier ones are answered or not."""
-        return asyncio.run(self._open(rate, seconds))
+    def open(self, rate: float, seconds: float, *, steady: bool = False) -> Outcome:
+        """Sends `rate` requests a second, at random moments or steadily, whether earlier ones are answered or not."""
+        return asyncio.run(self._open(rate, seconds, steady=steady))
 
     async def _closed(self, clients: int, seconds: float) -> Outcome:
         outcome = Outcome()
@@ -107,7 +107,7 @@ class Clients:
         outcome.seconds = time.perf_counter() - begun
         return outcome
 
-    async def _open(self, rate: float, seconds: float) -> Outcome:
+    async def _open(self, rate: float, seconds: float, *, steady: bool) -> Outcome:
         outcome = Outcome()
         rng = random.Random(0)  # noqa: S311  no secret
         async with self._session() as session:
@@ -116,7 +116,7 @@ class Clients:
             while due - begun < seconds:
                 await asyncio.sleep(max(0.0, due - time.perf_counter()))
                 tasks.append(asyncio.create_task(self._send(session, outcome)))
-                due += rng.expovariate(rate)
+                due += 1 / rate if steady else rng.expovariate(rate)
             outcome.seconds = time.perf_counter() - begun
             await asyncio.gather(*tasks)
         return outcome

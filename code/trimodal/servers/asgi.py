@@ -4,16 +4,17 @@
 
     bytes ─▶ body (bounded) ─▶ scheduler: decode, tokenize, score, encode on its threads ─▶ bytes, status
 
-Everything that takes time runs on the scheduler's threads; the event loop reads and writes.
+Everything that takes time runs on the scheduler's threads; the event loop reads and writes. What it does for each
+request takes time from those threads, so requests for scores go past the framework's routes, and one that there is no
+room for is refused before anything else is done for it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 import mms
@@ -23,7 +24,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Message, Receive
+from starlette.types import Message, Receive, Scope, Send
 
 from trimodal import __version__, log
 from trimodal.errors import (
@@ -33,6 +34,7 @@ from trimodal.errors import (
     MethodNotAllowed,
     NotFound,
     RequestError,
+    TooManyRequests,
 )
 from trimodal.loading.hardware import libraries
 from trimodal.servers.body import BodyReader
@@ -90,7 +92,9 @@ class App:
         self.versions = {"trimodal": __version__, **libraries()}
         self.draining = False
         self.in_flight = 0
-        self.starlette = Starlette(
+        self._refused = 0
+        self._scoring = {"/invocations": self.invocations, "/predict": self.predict}
+        self._starlette = Starlette(
             routes=[
                 Route("/ping", self.ping, methods=["GET"]),
                 Route("/health", self.ping, methods=["GET"]),
@@ -102,7 +106,20 @@ class App:
             ],
             exception_handlers={404: _not_found, 405: _not_allowed, RequestError: _refused, Exception: _failed},
         )
-        self.starlette.router.redirect_slashes = False
+        self._starlette.router.redirect_slashes = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request (the ASGI interface)."""
+        scoring = self._scoring.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if scoring is None:
+            await self._starlette(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        try:
+            response = self._refusal() if self.scheduler.full else await scoring(request)
+        except Exception as err:  # noqa: BLE001  the last place that can keep a traceback from the client
+            response = await _failed(request, err)
+        await response(scope, receive, send)
 
     async def ping(self, _request: Request) -> Response:
         """Answers 200 while requests are taken, else 503."""
@@ -123,23 +140,37 @@ class App:
 
     async def invocations(self, request: Request) -> Response:
         """Answers SageMaker's requests."""
-        content_type = request.headers.get("content-type") or JSON
-        accept = ", ".join(request.headers.getlist("accept")) or "*/*"
-        context = _context(self.settings, request)
+        headers = _headers(request.scope)
+        content_type, accept = headers.get("content-type") or JSON, headers.get("accept") or "*/*"
+        context = _context(self.settings, headers)
 
         def work(body: bytes, alone: Alone) -> Steps[tuple[bytes, str]]:
             return self.service.steps(body, content_type, accept, context, alone)
 
-        return await self._logged(request, work)
+        return await self._logged(request, headers, work)
 
     async def predict(self, request: Request) -> Response:
         """Answers in the form that the OpenAPI document describes."""
-        return await self._logged(request, predict_steps(self.service.model))
+        return await self._logged(request, _headers(request.scope), predict_steps(self.service.model))
 
-    async def _logged(self, request: Request, work: Work) -> Response:
+    def _refusal(self) -> Response:
+        """Answers a request that there is no room for; the log tells of all those of a second in one line."""
+        if self._refused == 0:
+            asyncio.get_running_loop().call_later(1.0, self._tell_refused)
+        self._refused += 1
+        error = self.scheduler.refusal()
+        self.telemetry.request(error.code, 0.0)
+        return self._retiring(_error(error))
+
+    def _tell_refused(self) -> None:
+        extra = {"status": TooManyRequests.status, "requests": self._refused}
+        logger.warning("requests refused within a second", extra=extra)
+        self._refused = 0
+
+    async def _logged(self, request: Request, headers: Mapping[str, str], work: Work) -> Response:
         """Answers one request and leaves a line in the log."""
         started = time.perf_counter()
-        log.request_id.set(log.identify(request.headers))
+        log.request_id.set(log.identify(headers))
         self.in_flight += 1
         try:
             response, code = await self._answer(request, work)
@@ -147,7 +178,7 @@ class App:
             self.in_flight -= 1
         milliseconds = round((time.perf_counter() - started) * 1000, 2)
         self.telemetry.request(code, milliseconds)
-        size = int(length) if (length := request.headers.get("content-length")) else None
+        size = int(length) if (length := headers.get("content-length")) else None
         logger.info("invocation", extra={"status": response.status_code, "milliseconds": milliseconds, "bytes": size})
         return self._retiring(response)
 
@@ -168,7 +199,6 @@ class App:
         return Response(content, media_type=None, headers={"content-type": media}), None
 
     async def _work(self, request: Request, work: Work) -> tuple[bytes, str]:
-        self.scheduler.check()
         body = await self.reader.read(request)
         waiting = time.perf_counter()
 
@@ -194,17 +224,25 @@ async def _while_connected(receive: Receive, work: Awaitable[T]) -> T:
     Raises:
         ClientDisconnect: it has.
     """
-    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
+    task = asyncio.current_task()
+    watching = asyncio.ensure_future(_disconnected(receive))
+    waiting = True
+
+    def gone(_: asyncio.Future[None]) -> None:
+        if waiting and task is not None:
+            task.cancel()
+
+    watching.add_done_callback(gone)
     try:
-        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return await working
+        return await work
+    except asyncio.CancelledError:
+        if task is None or not watching.done():
+            raise
+        task.uncancel()
+        raise ClientDisconnect from None
     finally:
-        working.cancel()
+        waiting = False
         watching.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await watching
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -214,10 +252,19 @@ async def _disconnected(receive: Receive) -> None:
             return
 
 
-def _context(settings: Settings, request: Request) -> Context:
+def _headers(scope: Scope) -> dict[str, str]:
+    """Returns a request's headers by their names in lower case; those that came several times joined by commas."""
+    found: dict[str, str] = {}
+    for name, value in scope["headers"]:
+        key, text = name.decode("latin-1"), value.decode("latin-1")
+        found[key] = f"{found[key]}, {text}" if key in found else text
+    return found
+
+
+def _context(settings: Settings, headers: Mapping[str, str]) -> Context:
     """Returns what handlers get as their last argument, as multi-model-server gives it."""
     context = Context("model", str(settings.model_dir), {}, 1, None, mms.__version__)
-    context.request_processor = [RequestProcessor(dict(request.headers))]
+    context.request_processor = [RequestProcessor(dict(headers))]
     return context
 
 

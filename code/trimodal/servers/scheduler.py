@@ -173,23 +173,20 @@ class Scheduler:
         """
         job: Job[T] = Job(make(self.alone), asyncio.get_running_loop().create_future())
         if not self.queue.add(job):
-            raise self._full()
+            raise self.refusal()
         try:
             return await job.future
         finally:
             if not job.future.done() or job.future.cancelled():
                 self.queue.drop(job)
 
-    def check(self) -> None:
-        """Looks whether a request would be taken, before its body is read for nothing.
+    @property
+    def full(self) -> bool:
+        """Whether as many requests wait as may wait, so that the next would be refused."""
+        return len(self.queue) >= self.queue.capacity
 
-        Raises:
-            TooManyRequests: as many requests wait as may wait.
-        """
-        if len(self.queue) >= self.queue.capacity:
-            raise self._full()
-
-    def _full(self) -> TooManyRequests:
+    def refusal(self) -> TooManyRequests:
+        """Returns what a request is told that cannot wait."""
         return TooManyRequests(
             f"{self._max_waiting} requests wait, which is MAX_QUEUE_SIZE; try again in {self.patience()} s."
         )

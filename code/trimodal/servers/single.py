@@ -203,7 +203,7 @@ class _Process:
 
 def _configuration(app: App) -> uvicorn.Config:
     return uvicorn.Config(
-        app.starlette,
+        app,
         http="httptools",
         ws="none",
         lifespan="off",
