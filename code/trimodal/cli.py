@@ -112,6 +112,11 @@ def _serve(settings: Settings, _options: argparse.Namespace) -> int:
         from trimodal.servers.supervisor import supervise
 
         return supervise(settings)
+    if settings.multi_model:
+        from trimodal.servers.serve_many import serve_many
+
+        serve_many(settings)
+        return 0
     from trimodal.servers.serve import serve
 
     serve(settings)

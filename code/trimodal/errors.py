@@ -12,13 +12,16 @@
         ├── NotFound           404 no such path
         ├── MethodNotAllowed   405 the path is there, the method is not
         ├── NotAcceptable      406 no representation that `Accept` allows
+        ├── AlreadyLoaded      409 a model of that name is loaded
         ├── PayloadTooLarge    413 more bytes than the container takes
         ├── UnsupportedMedia   415 unknown content type
         ├── InvalidRecord      422 one record cannot be scored; names record and field
+        ├── ModelUnusable      422 a model directory cannot be served; says why
         ├── TooManyRequests    429 more requests wait than the container takes; says when to try again
         ├── InferenceFailed    500 the model failed; no detail leaves the container
         ├── Unavailable        503 no worker can take the request now
-        └── InferenceTimeout   504 the model did not answer in time
+        ├── InferenceTimeout   504 the model did not answer in time
+        └── OutOfMemory        507 there is no memory for another model
 """
 
 from __future__ import annotations
@@ -96,6 +99,12 @@ class NotAcceptable(RequestError):
     status, code = 406, "not_acceptable"
 
 
+class AlreadyLoaded(RequestError):
+    """A model of that name is loaded."""
+
+    status, code = 409, "already_loaded"
+
+
 class PayloadTooLarge(RequestError):
     """The body is larger than the container takes."""
 
@@ -112,6 +121,12 @@ class InvalidRecord(RequestError):
     """A record lacks a field or holds a value that cannot be scored."""
 
     status, code = 422, "invalid_record"
+
+
+class ModelUnusable(RequestError):
+    """A model directory cannot be served; the text says what to fix."""
+
+    status, code = 422, "model_unusable"
 
 
 class TooManyRequests(RequestError):
@@ -136,3 +151,9 @@ class InferenceTimeout(RequestError):
     """The model did not answer in time."""
 
     status, code = 504, "timeout"
+
+
+class OutOfMemory(RequestError):
+    """There is no memory for another model; unloading one helps."""
+
+    status, code = 507, "out_of_memory"

@@ -13,8 +13,8 @@ from typing import TextIO
 
 from pythonjsonlogger.json import JsonFormatter
 
-_NOISE = frozenset({"Backend worker process died."})
-"""What multi-model-server's worker logs, with a traceback, when it ends for whatever reason: we have said why."""
+_NOISE = frozenset({"Backend worker process died.", "Frontend disconnected."})
+"""What multi-model-server's worker logs, once with a traceback, when it ends for whatever reason: we have said why."""
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """The id of the request at hand; it stands in every line that the request causes."""

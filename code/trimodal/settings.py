@@ -30,6 +30,8 @@ class Settings:
     Attributes:
         model_dir: the model directory (`SM_MODEL_DIR`).
         server: what answers (`MODEL_SERVER`).
+        multi_model: models are loaded and unloaded while the container runs (`SAGEMAKER_MULTI_MODEL`), and `model_dir`
+            is not read.
         port: port of `/ping` and `/invocations` (`SAGEMAKER_BIND_TO_PORT`).
         port_range: ports that may be used inside the container, first and last (`SAGEMAKER_SAFE_PORT_RANGE`), or None.
         workers: worker processes, or requests computed at once where one process serves
@@ -74,6 +76,7 @@ class Settings:
 
     model_dir: Path = Path("/opt/ml/model")
     server: str = "mms"
+    multi_model: bool = False
     port: int = 8080
     port_range: tuple[int, int] | None = None
     workers: int | None = None
@@ -118,10 +121,10 @@ class Settings:
             SettingsError: a variable's value cannot be used.
         """
         env = _Environment(environ)
-        env.choice("SAGEMAKER_MULTI_MODEL", ("false",), "false")
         return cls(
             model_dir=Path(env.text("SM_MODEL_DIR", "/opt/ml/model")),
             server=env.choice("MODEL_SERVER", SERVERS, "mms"),
+            multi_model=env.multi_model("SAGEMAKER_MULTI_MODEL"),
             port=env.integer("SAGEMAKER_BIND_TO_PORT", 8080, 1, 65535),
             port_range=env.port_range("SAGEMAKER_SAFE_PORT_RANGE"),
             workers=env.optional_integer("SAGEMAKER_MODEL_SERVER_WORKERS", 1, 1024),
@@ -251,6 +254,13 @@ class _Environment:
         if text not in _FLAGS:
             raise SettingsError(f"{key}={text!r} must be true or false.")
         return _FLAGS[text]
+
+    def multi_model(self, key: str) -> bool:
+        """Several models need several processes, which only one of the servers has."""
+        wanted = self.flag(key, default=False)
+        if wanted and self.text("MODEL_SERVER", "mms").lower() != "mms":
+            raise SettingsError(f"{key}=true needs MODEL_SERVER=mms, which has processes for each model.")
+        return wanted
 
     def report_errors(self) -> bool:
         """Batch Transform fails the whole file with one request, so that there each record answers for itself."""

@@ -12,13 +12,16 @@ STATUSES = {
     "NotFound": (404, "not_found"),
     "MethodNotAllowed": (405, "method_not_allowed"),
     "NotAcceptable": (406, "not_acceptable"),
+    "AlreadyLoaded": (409, "already_loaded"),
     "PayloadTooLarge": (413, "payload_too_large"),
     "UnsupportedMedia": (415, "unsupported_content_type"),
     "InvalidRecord": (422, "invalid_record"),
+    "ModelUnusable": (422, "model_unusable"),
     "TooManyRequests": (429, "too_many_requests"),
     "InferenceFailed": (500, "inference_failed"),
     "Unavailable": (503, "unavailable"),
     "InferenceTimeout": (504, "timeout"),
+    "OutOfMemory": (507, "out_of_memory"),
 }
 
 

@@ -11,6 +11,7 @@ from trimodal.settings import MIB, Settings
 DEFAULTS = {
     "model_dir": Path("/opt/ml/model"),
     "server": "mms",
+    "multi_model": False,
     "port": 8080,
     "port_range": None,
     "workers": None,
@@ -60,6 +61,8 @@ GOOD = [
     ("SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS", "120", "request_timeout", 120),
     ("REQUEST_TIMEOUT_SECONDS", "120", "request_timeout", 120),
     ("MODEL_SERVER", "ASGI", "server", "asgi"),
+    ("SAGEMAKER_MULTI_MODEL", "true", "multi_model", True),
+    ("SAGEMAKER_MULTI_MODEL", "false", "multi_model", False),
     ("WATCHDOG_SECONDS", "5", "watchdog", 5),
     ("MAX_QUEUE_SIZE", "7", "max_queue", 7),
     ("MAX_BATCH_SIZE", "8", "max_batch", 8),
@@ -135,6 +138,7 @@ FLAGS = [
     "ENABLE_TENSORRT",
     "ENABLE_ONNX_PROFILING",
     "STRICT_OPTIMIZATION",
+    "SAGEMAKER_MULTI_MODEL",
 ]
 BAD = [
     *(
@@ -252,6 +256,11 @@ def test_one_of_several_fields_is_named():
 
 def test_the_model_server_that_exists_may_be_named():
     assert Settings.from_environment({"MODEL_SERVER": "MMS"}) == Settings()
+
+
+def test_several_models_need_a_server_with_several_processes():
+    with pytest.raises(SettingsError, match="SAGEMAKER_MULTI_MODEL=true needs MODEL_SERVER=mms"):
+        Settings.from_environment({"SAGEMAKER_MULTI_MODEL": "true", "MODEL_SERVER": "asgi"})
 
 
 def test_one_thing_by_two_names_must_agree():

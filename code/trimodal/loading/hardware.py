@@ -124,17 +124,19 @@ def memory_use(root: Path = Path("/")) -> tuple[int | None, int]:
     """
     used: list[int] = []
     kills = 0
-    for folder in _control_groups(root, "memory"):
+    for folder in control_groups(root, "memory"):
         for total, cached in (("memory.current", "inactive_file"), ("memory.usage_in_bytes", "total_inactive_file")):
-            if (amount := _number(folder / total)) is not None:
-                used.append(max(0, amount - _field(folder / "memory.stat", cached)))
+            if (amount := read_number(folder / total)) is not None:
+                used.append(max(0, amount - read_field(folder / "memory.stat", cached)))
         kills = max(
-            kills, _field(folder / "memory.events", "oom_kill"), _field(folder / "memory.oom_control", "oom_kill")
+            kills,
+            read_field(folder / "memory.events", "oom_kill"),
+            read_field(folder / "memory.oom_control", "oom_kill"),
         )
     return min(used, default=None), kills
 
 
-def _field(path: Path, name: str) -> int:
+def read_field(path: Path, name: str) -> int:
     """Returns a number of a file of `name number` lines; 0 where it is not there."""
     for line in _read(path).splitlines():
         key, _, value = line.partition(" ")
@@ -155,11 +157,11 @@ def detect(root: Path = Path("/"), gpu: Callable[[], Gpu | None] = find_gpu) -> 
         gpu: finds the GPU.
     """
     cores = [float(len(os.sched_getaffinity(0)))]
-    for folder in _control_groups(root, "cpu"):
+    for folder in control_groups(root, "cpu"):
         cores += [quota for quota in (_quota_v2(folder), _quota_v1(folder)) if quota is not None]
-    memory = [_machine_memory(root)]
-    for folder in _control_groups(root, "memory"):
-        limits = (_number(folder / "memory.max"), _number(folder / "memory.limit_in_bytes"))
+    memory = [machine_memory(root)]
+    for folder in control_groups(root, "memory"):
+        limits = (read_number(folder / "memory.max"), read_number(folder / "memory.limit_in_bytes"))
         memory += [limit for limit in limits if limit is not None]
     processor, vendor, features = _processor(root)
     return Hardware(max(1, math.ceil(min(cores))), min(memory), processor, vendor, features, gpu())
@@ -177,7 +179,7 @@ def libraries() -> dict[str, str]:
     return found
 
 
-def _control_groups(root: Path, controller: str) -> Iterator[Path]:
+def control_groups(root: Path, controller: str) -> Iterator[Path]:
     """Yields the folders of this process's control groups and of all above them, in both versions' hierarchies.
 
     In its own namespace a container sees its group as the top one; without a namespace /proc/self/cgroup names the
@@ -207,13 +209,14 @@ def _quota_v2(folder: Path) -> float | None:
 
 
 def _quota_v1(folder: Path) -> float | None:
-    quota, period = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
+    quota, period = read_number(folder / "cpu.cfs_quota_us"), read_number(folder / "cpu.cfs_period_us")
     return quota / period if quota and period else None
 
 
-def _machine_memory(root: Path) -> int:
+def machine_memory(root: Path = Path("/"), line_name: str = "MemTotal") -> int:
+    """Returns the bytes of a line of /proc/meminfo; of the whole machine where there is no such line."""
     for line in _read(root / "proc/meminfo").splitlines():
-        if line.startswith("MemTotal:"):
+        if line.startswith(f"{line_name}:"):
             return int(line.split()[1]) * 1024
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
@@ -233,7 +236,8 @@ def _processor(root: Path) -> tuple[str, str, tuple[str, ...]]:
     return name, vendor, tuple(sorted(features or ()))
 
 
-def _number(path: Path) -> int | None:
+def read_number(path: Path) -> int | None:
+    """Returns the number that is all of a file; None where it is not there, or says `max`."""
     text = _read(path).strip()
     return int(text) if text.isdecimal() else None
 
@@ -246,14 +250,14 @@ def _read(path: Path) -> str:
 
 
 def choose_workers(hardware: Hardware, model_bytes: int) -> int:
-    """Chooses the worker processes: two cores each, as many as memory holds, at least one.
-
-    A worker holds its own copy of the model: about twice its file while it loads, and 200 MiB of libraries; the
-    model server's JVM takes 400 MiB.
-    """
-    each = 2 * model_bytes + 200 * MIB
-    by_memory = (hardware.memory - 400 * MIB) // each
+    """Chooses the worker processes: two cores each, as many as memory holds beside the JVM's 400 MiB, at least one."""
+    by_memory = (hardware.memory - 400 * MIB) // worker_memory(model_bytes)
     return max(1, min(hardware.cores // 2, by_memory))
+
+
+def worker_memory(model_bytes: int) -> int:
+    """Returns the bytes of a worker: about twice its model's file while it loads, and 200 MiB of libraries."""
+    return 2 * model_bytes + 200 * MIB
 
 
 def choose_threads(hardware: Hardware, workers: int) -> int:
@@ -262,11 +266,13 @@ def choose_threads(hardware: Hardware, workers: int) -> int:
 
 
 def worker_count(settings: Settings) -> int:
-    """Returns how many processes serve the model directory: as told, else by cores and memory."""
+    """Returns how many processes serve the model directory: as told, one for each of several models, else by cores and memory."""
     if settings.server == "asgi":
         return 1
     if settings.workers is not None:
         return settings.workers
+    if settings.multi_model:
+        return 1
     files = (*settings.model_dir.glob("model.onnx*"), *settings.model_dir.glob("*.data"))
     return choose_workers(detect(gpu=no_gpu), sum(path.stat().st_size for path in files))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import json
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,22 @@ def read_task(folder: Path) -> tuple[Settings, int, dict[str, str]]:
 def victim() -> None:
     """Makes the calling process the first to be killed when memory runs out, and end with its parent."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _badness(1000)
+
+
+@contextmanager
+def expendable() -> Iterator[None]:
+    """Makes the calling process the first to be killed when memory runs out, for as long as the block runs."""
+    _badness(1000)
+    try:
+        yield
+    finally:
+        _badness(0)
+
+
+def _badness(score: int) -> None:
     try:
         with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:  # noqa: PTH123  nothing to import here
-            file.write("1000")
+            file.write(str(score))
     except OSError:
         pass  # some sandboxes hide it; then the kernel chooses by size, which is ours anyway

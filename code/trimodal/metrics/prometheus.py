@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -41,8 +41,6 @@ class PrometheusPage:
         self._container = container
         self._lock = threading.Lock()
         self._totals: dict[tuple[str, Own], _Total] = {}
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
 
     def add(self, name: str, value: float, count: int, own: Own) -> None:
         """Takes `count` equal measurements of a metric of the table."""
@@ -58,18 +56,35 @@ class PrometheusPage:
                 total.buckets = total.buckets or [0] * (len(bounds) + 1)
                 total.buckets[bisect_left(bounds, value)] += count
 
-    def render(self) -> tuple[bytes, str]:
-        """Returns the page and its media type."""
-        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+    def render(self, others: Iterable[PrometheusPage] = ()) -> tuple[bytes, str]:
+        """Returns the page, with what other pages of the container show, and its media type."""
+        registry = CollectorRegistry()
+        registry.register(_Joined([self, *others]))
+        return generate_latest(registry), CONTENT_TYPE_LATEST
 
     def collect(self) -> Iterator[Family]:
-        """Yields what the page shows; called by `prometheus_client`."""
+        """Yields what the page shows."""
         with self._lock:
             totals = {key: _Total(one.total, list(one.buckets)) for key, one in self._totals.items()}
         labels = dict(self._container)
         for name in dict.fromkeys(name for name, _ in totals):
             rows = {own: total for (which, own), total in totals.items() if which == name}
             yield _family(METRICS[name], labels, rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Joined:
+    """Several pages as one: a metric must not begin twice."""
+
+    pages: Sequence[PrometheusPage]
+
+    def collect(self) -> Iterator[Family]:
+        """Yields what the pages show; called by `prometheus_client`."""
+        families: dict[str, Family] = {}
+        for family in (family for page in self.pages for family in page.collect()):
+            if (known := families.setdefault(family.name, family)) is not family:
+                known.samples += family.samples
+        yield from families.values()
 
 
 def _family(metric: Metric, container: Mapping[str, str], rows: Mapping[Own, _Total]) -> Family:

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 JSON = "application/json"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Measure = Callable[[str | None, float], None]
 
 _NOT_FORWARDED = frozenset(
     {
@@ -46,7 +47,13 @@ _AUTOMATIC = ("Accept", "Accept-Encoding", "User-Agent")
 
 
 class Front:
-    """Forwards `/invocations` to the model server and answers everything else."""
+    """Forwards `/invocations` to the model server and answers everything else.
+
+    Attributes:
+        usage: what it tells a client that asks for another path.
+    """
+
+    usage = "There is only GET /ping and POST /invocations."
 
     def __init__(
         self,
@@ -70,31 +77,33 @@ class Front:
         self.timeout = timeout
         self.ready = ready
         self.served = served
-        self.measure: Callable[[str | None, float], None] = lambda _code, _milliseconds: None
+        self.measure: Measure = lambda _code, _milliseconds: None
         self.metrics: Callable[[], tuple[bytes, str]] | None = None
         self.parameters: Mapping[str, object] = {}
         """The answer to `/execution-parameters`."""
         self.draining = False
         self.in_flight = 0
 
-    def observe(
-        self, measure: Callable[[str | None, float], None], metrics: Callable[[], tuple[bytes, str]] | None
-    ) -> None:
+    def observe(self, measure: Measure, metrics: Callable[[], tuple[bytes, str]] | None) -> None:
         """Has requests measured (code of the error or None, milliseconds), and `/metrics` shown by what writes it."""
         self.measure = measure
         self.metrics = metrics
 
     def application(self) -> web.Application:
         """Returns the web application."""
-        app = web.Application(client_max_size=self.max_payload, middlewares=[_json_errors])
+        app = web.Application(client_max_size=self.max_payload, middlewares=[self._json_errors])
         app.on_response_prepare.append(self._retire_connection)
         app.router.add_get("/ping", self.ping)
         if self.metrics is not None:
             app.router.add_get("/metrics", self.show_metrics)
-        app.router.add_get("/execution-parameters", self.execution_parameters)
-        app.router.add_post("/invocations", self.invocations, expect_handler=self._expect)
+        self.add_routes(app.router)
         app.cleanup_ctx.append(self._client)
         return app
+
+    def add_routes(self, router: web.UrlDispatcher) -> None:
+        """Adds the paths that depend on what is served."""
+        router.add_get("/execution-parameters", self.execution_parameters)
+        router.add_post("/invocations", self.invocations, expect_handler=self.expect)
 
     async def _client(self, app: web.Application) -> AsyncIterator[None]:
         timeout = ClientTimeout(total=self.timeout)
@@ -108,7 +117,7 @@ class Front:
             response.force_close()
             response.headers["Connection"] = "close"
 
-    async def _expect(self, request: web.Request) -> None:
+    async def expect(self, request: web.Request) -> None:
         """Asks for the body where the client waits for that; other expectations are ignored."""
         if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -128,19 +137,36 @@ class Front:
 
     async def invocations(self, request: web.Request) -> web.Response:
         """Forwards one request and its answer."""
+
+        async def work() -> web.Response:
+            return await self.forward(request, await self.body(request), f"{self.upstream}/invocations")
+
+        return await self.answered(request, work, self.measure)
+
+    async def answered(
+        self, request: web.Request, work: Callable[[], Awaitable[web.Response]], measure: Measure, **facts: object
+    ) -> web.Response:
+        """Answers a request to a model: measures it, and leaves a line in the log.
+
+        Args:
+            request: the request.
+            work: answers it.
+            measure: takes the code of its error, or None, and milliseconds.
+            facts: stand in the log too.
+        """
         started = time.perf_counter()
         request_id.set(identify(request.headers))
         self.in_flight += 1
         try:
-            response = await self._forward(request, await self._body(request))
+            response = await work()
         except RequestError as err:
             response = _error(err)
         finally:
             self.in_flight -= 1
         milliseconds = round((time.perf_counter() - started) * 1000, 2)
         code = None if response.status < 400 else response.get(_CODE) or "handler_error"
-        self.measure(code, milliseconds)
-        extra = {"status": response.status, "milliseconds": milliseconds, "bytes": request.content_length}
+        measure(code, milliseconds)
+        extra = {"status": response.status, "milliseconds": milliseconds, "bytes": request.content_length, **facts}
         logger.info("invocation", extra=extra)
         return response
 
@@ -149,7 +175,13 @@ class Front:
         body, media = self.metrics() if self.metrics is not None else (b"", "text/plain")
         return web.Response(body=body, headers={"Content-Type": media})
 
-    async def _body(self, request: web.Request) -> bytes:
+    async def body(self, request: web.Request) -> bytes:
+        """Reads a request's body.
+
+        Raises:
+            PayloadTooLarge: it is larger than may be.
+            MalformedBody: it is not encoded as its headers say.
+        """
         too_large = PayloadTooLarge(f"The body is larger than {self.max_payload // 2**20} MB; send fewer records.")
         if (request.content_length or 0) > self.max_payload:
             raise too_large
@@ -160,14 +192,20 @@ class Front:
         except RequestPayloadError as err:
             raise MalformedBody("The body does not match its Content-Encoding or Transfer-Encoding.") from err
 
-    async def _forward(self, request: web.Request, body: bytes) -> web.Response:
+    async def forward(self, request: web.Request, body: bytes, url: str) -> web.Response:
+        """Sends a request to the model server, and returns a worker's answer.
+
+        Raises:
+            InferenceTimeout: it takes too long.
+            Unavailable, InferenceFailed, PayloadTooLarge: no worker has answered.
+        """
         headers = _forwarded(request.headers)
         headers.setdefault("Content-Type", JSON)
         headers[REQUEST_ID] = request_id.get()
         headers[SENT] = f"{time.monotonic():.6f}"
         try:
             async with request.app[_SESSION].post(
-                f"{self.upstream}/invocations", data=body, headers=headers, skip_auto_headers=_AUTOMATIC
+                url, data=body, headers=headers, skip_auto_headers=_AUTOMATIC
             ) as answer:
                 content = await answer.read()
         except TimeoutError as err:
@@ -179,6 +217,23 @@ class Front:
         response = web.Response(status=answer.status, body=content, headers=_forwarded(answer.headers))
         response[_CODE] = answer.headers.get(CODE, "")
         return response
+
+    @web.middleware
+    async def _json_errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Answers every error as JSON."""
+        try:
+            return await handler(request)
+        except RequestError as err:
+            return _error(err)
+        except web.HTTPMethodNotAllowed as err:
+            response = _error(MethodNotAllowed("This method is not allowed here."))
+            response.headers["Allow"] = ", ".join(sorted(err.allowed_methods))
+            return response
+        except web.HTTPNotFound:
+            return _error(NotFound(self.usage))
+        except Exception as err:  # noqa: BLE001  the last place that can keep a traceback from the client
+            logger.error("the front failed: %s", type(err).__name__)  # noqa: TRY400  its text may quote the request
+            return _error(InferenceFailed("The request could not be answered."))
 
 
 _SESSION = web.AppKey("session", ClientSession)
@@ -197,24 +252,6 @@ def _server_error(status: int) -> RequestError:
     if status in (503, 507):
         return Unavailable("Every worker is busy and the queue is full; try again later.")
     return InferenceFailed("The worker ended while it answered; try again.")
-
-
-@web.middleware
-async def _json_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answers every error as JSON."""
-    try:
-        return await handler(request)
-    except RequestError as err:
-        return _error(err)
-    except web.HTTPMethodNotAllowed as err:
-        response = _error(MethodNotAllowed("This method is not allowed here."))
-        response.headers["Allow"] = ", ".join(sorted(err.allowed_methods))
-        return response
-    except web.HTTPNotFound:
-        return _error(NotFound("There is only GET /ping and POST /invocations."))
-    except Exception as err:  # noqa: BLE001  the last place that can keep a traceback from the client
-        logger.error("the front failed: %s", type(err).__name__)  # noqa: TRY400  its text may quote the request
-        return _error(InferenceFailed("The request could not be answered."))
 
 
 def _error(error: RequestError) -> web.Response:

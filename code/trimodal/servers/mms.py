@@ -11,6 +11,7 @@ import logging
 import os
 import time
 import traceback
+from contextlib import nullcontext
 from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
@@ -22,6 +23,7 @@ import inference
 from trimodal import log
 from trimodal.errors import InferenceFailed, MalformedBody, RequestError, TrimodalError
 from trimodal.loading.load import open_reference
+from trimodal.loading.task import expendable
 from trimodal.metrics.channel import CHANNEL, Sender
 from trimodal.metrics.instrumented import measured, timed
 from trimodal.metrics.instruments import Recorder
@@ -142,10 +144,14 @@ def _load(model_dir: Path, context: Any) -> None:
     """
     settings = Settings.from_environment(os.environ)
     log.configure(settings.log_level)
+    if settings.multi_model and settings.run_dir is not None:
+        settings = replace(settings, run_dir=settings.run_dir / context.model_name)
+        os.environ["TRIMODAL_RUN_DIR"] = str(settings.run_dir)  # inference.py reads it too
     report = WorkerReport(settings.run_dir)
     sender = Sender(settings.run_dir / CHANNEL) if settings.run_dir is not None and settings.metrics_sinks else None
     try:
-        _services[str(model_dir)] = Service(settings, model_dir, context, sender)
+        with expendable() if settings.multi_model else nullcontext():  # a load that does not fit costs no other model
+            _services[str(model_dir)] = Service(settings, model_dir, context, sender)
     except TrimodalError as err:
         report.failed(str(err))
         raise

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,9 @@ DOCKER = Path(__file__).parents[3] / "docker"
 _INTERNAL_PORTS = (20000, 32767)
 """Where the model server listens unless told otherwise; it reads its port as a signed 16-bit number."""
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT
+_POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +54,47 @@ class ModelServer:
         self._signal(signal.SIGKILL)
         self.process.wait()
 
+    def end_workers(self, name: str, patience: float = 1.0) -> None:
+        """Waits until the workers of a model that was unregistered have ended; kills those that take longer.
+
+        Args:
+            name: of the model, as the server knows it.
+            patience: seconds.
+        """
+        deadline = time.monotonic() + patience
+        while pids := self._workers(name):
+            if time.monotonic() > deadline:
+                for pid in pids:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            time.sleep(_POLL_SECONDS)
+        self.reap()
+
+    def reap(self) -> None:
+        """Takes note of workers that have ended after the process that forked them: init would, and that is us."""
+        with contextlib.suppress(ChildProcessError):
+            while (dead := os.waitid(os.P_PGID, self.process.pid, _ENDED)) is not None:
+                if dead.si_pid == self.process.pid:
+                    return
+                os.waitpid(dead.si_pid, 0)
+
+    def _workers(self, name: str) -> list[int]:
+        """Returns the living processes of a model's workers, by what the server calls them with."""
+        wanted = f"\0--model-name\0{name}\0".encode()
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                if wanted in path.read_bytes() and os.getpgid(pid := int(path.parent.name)) == self.process.pid:
+                    found.append(pid)
+        return found
+
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
 
 def start(settings: Settings, workers: int, memory: int, run_dir: Path) -> ModelServer:
-    """Starts the server; it loads the model in the background.
+    """Starts the server; it loads the model in the background, unless models come later.
 
     Args:
         settings: the container's settings.
@@ -90,8 +127,10 @@ def start(settings: Settings, workers: int, memory: int, run_dir: Path) -> Model
         *("--python", sys.executable),
         *("-f", str(config)),
         *("-s", "/"),
-        *("-m", f"model={settings.model_dir.resolve()}"),
+        *(() if settings.multi_model else ("-m", f"model={settings.model_dir.resolve()}")),
     ]
+    if settings.multi_model:  # what the server's workers leave behind comes to us, as to the container's first process
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     process = subprocess.Popen(  # noqa: S603  our own java with our own arguments
         command,
         cwd=run_dir,

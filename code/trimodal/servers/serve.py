@@ -73,10 +73,10 @@ async def _serve(settings: Settings, run_dir: Path) -> None:
         )
         front.observe(telemetry.request, telemetry.metrics)
         front.parameters = execution_parameters(settings, workers)
-        async with _listening(front, settings.port):
+        async with listening(front, settings.port):
             seconds = round(time.perf_counter() - started, 2)
             logger.info("serving", extra={"port": settings.port, "workers": workers, "seconds": seconds})
-            await _until_stopped(server, stop, lambda: telemetry.serving(served(run_dir), living(run_dir)))
+            await until_stopped(server, stop, lambda: telemetry.serving(served(run_dir), living(run_dir)))
     finally:
         await asyncio.to_thread(server.stop)
         await asyncio.to_thread(telemetry.close)
@@ -127,7 +127,7 @@ async def _wait_until_ready(
 
 
 @contextlib.asynccontextmanager
-async def _listening(front: Front, port: int) -> AsyncIterator[None]:
+async def listening(front: Front, port: int) -> AsyncIterator[None]:
     """Opens the public port; on leaving finishes the requests in flight, then closes it.
 
     Raises:
@@ -149,7 +149,7 @@ async def _listening(front: Front, port: int) -> AsyncIterator[None]:
         await runner.cleanup()
 
 
-async def _until_stopped(server: model_server.ModelServer, stop: asyncio.Event, look: Callable[[], None]) -> None:
+async def until_stopped(server: model_server.ModelServer, stop: asyncio.Event, look: Callable[[], None]) -> None:
     """Waits for a signal, and looks after the workers meanwhile.
 
     Raises:

@@ -30,24 +30,29 @@ class Telemetry:
 
     Attributes:
         recorder: takes measurements of this process.
-        metrics: writes `/metrics` (body and media type), or None where that sink is not asked for.
+        page: what Prometheus reads, or None where that sink is not asked for.
+        metrics: writes `/metrics` (body and media type), or None likewise.
     """
 
-    def __init__(self, settings: Settings, run_dir: Path) -> None:
+    def __init__(self, settings: Settings, run_dir: Path, model: str = "", *, container: bool = True) -> None:
         """Starts to receive from the workers and to publish.
 
         Args:
             settings: the container's settings.
             run_dir: directory that the workers know.
+            model: the model's name; empty for that of its directory.
+            container: measure the container's memory too; False for one of several models in it.
         """
+        self._whole = container
         self._served: Mapping[str, Any] = {}
         self._pids: set[int] = set()
         self._memory = detect(gpu=no_gpu).memory
         self._kills = memory_use()[1]
-        self._container = {"Model": settings.model_dir.resolve().name or "model", "Precision": settings.precision}
+        model = model or settings.model_dir.resolve().name or "model"
+        self._container = {"Model": model, "Precision": settings.precision}
         if settings.endpoint_name:
             self._container |= {"EndpointName": settings.endpoint_name, "VariantName": settings.variant_name}
-        page = self._page(settings)
+        self.page = page = self._page(settings)
         self.metrics = page.render if page is not None else None
         self.recorder = Aggregate(page)
         self._receiver = Receiver(run_dir / CHANNEL, self.recorder)
@@ -107,6 +112,8 @@ class Telemetry:
         """Records the state of the container, as it is now; called before each publication."""
         if self._served:
             self.recorder.record("FallbackLevel", float(self._served.get("level", 1)))
+        if not self._whole:
+            return
         used, kills = memory_use()
         if used is not None:
             self.recorder.record("MemoryUsed", used)

@@ -34,16 +34,16 @@ SHOWN = ("level", "rung", "precision", "engine", "causes", "declined")
 
 
 @contextmanager
-def run_directory(model_dir: Path) -> Iterator[Path]:
+def run_directory(model_dir: Path | None) -> Iterator[Path]:
     """Makes the directory that the processes of one container share while it runs.
 
     Args:
-        model_dir: the model directory, which must be there.
+        model_dir: the model directory, which must be there; None where models come later.
 
     Raises:
         StartupError: it is not, or nothing can be written.
     """
-    if not model_dir.is_dir():
+    if model_dir is not None and not model_dir.is_dir():
         raise ArtifactError(f"The model directory {model_dir} does not exist; mount or unpack the model there.")
     try:
         folder = tempfile.TemporaryDirectory(prefix="trimodal-")
