@@ -266,7 +266,7 @@ def choose_threads(hardware: Hardware, workers: int) -> int:
 
 
 def worker_count(settings: Settings) -> int:
-    """Returns how many processes serve the model directory: as told, one for each of several models, else by cores and memory."""
+    """Returns how many processes serve the model directory: as told, else one for each of several, else by size."""
     if settings.server == "asgi":
         return 1
     if settings.workers is not None:

@@ -72,7 +72,7 @@ class PrometheusPage:
             yield _family(METRICS[name], labels, rows)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)  # a registry wants to hash it
 class _Joined:
     """Several pages as one: a metric must not begin twice."""
 

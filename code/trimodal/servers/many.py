@@ -15,98 +15,26 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import shutil
-import threading
 import time
 from bisect import bisect_right
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Coroutine, Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from aiohttp import ClientError, ClientSession, ClientTimeout
-
-from trimodal.errors import (
-    AlreadyLoaded,
-    ArtifactError,
-    ModelUnusable,
-    NotFound,
-    OutOfMemory,
-    RequestError,
-    StartupError,
-    Unavailable,
-)
-from trimodal.loading.hardware import memory_use, thread_count, worker_count
+from trimodal.errors import AlreadyLoaded, ModelUnusable, NotFound, OutOfMemory, RequestError, Unavailable
 from trimodal.loading.memory import free_memory, require_memory
-from trimodal.loading.prepare import prepare
-from trimodal.loading.selection import Selection
 from trimodal.metrics.channel import SEND_SECONDS
 from trimodal.servers.load_request import LoadRequest
+from trimodal.servers.model import Model
 from trimodal.servers.model_server import ModelServer
 from trimodal.servers.telemetry import Telemetry
-from trimodal.servers.workers import SHOWN, failure, living, served
 from trimodal.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class Model:
-    """One model that is or was served.
-
-    Attributes:
-        name: by which SageMaker knows it.
-        path: its directory.
-        key: by which the model server knows it.
-        run_dir: where its workers report.
-        telemetry: takes what is measured of it.
-        idle: set while no request is in flight.
-        leaving: no more requests are taken.
-        gone: set when nothing is left of it.
-    """
-
-    name: str
-    path: Path
-    key: str
-    run_dir: Path
-    telemetry: Telemetry
-    idle: asyncio.Event = field(default_factory=asyncio.Event)
-    leaving: bool = False
-    gone: asyncio.Event = field(default_factory=asyncio.Event)
-    _in_flight: int = 0
-
-    def __post_init__(self) -> None:
-        self.idle.set()
-
-    @contextlib.contextmanager
-    def busy(self) -> Iterator[None]:
-        """Counts a request in flight."""
-        self._in_flight += 1
-        self.idle.clear()
-        try:
-            yield
-        finally:
-            self._in_flight -= 1
-            if not self._in_flight:
-                self.idle.set()
-
-    def summary(self) -> dict[str, object]:
-        """Returns what the list of models shows."""
-        return {"modelName": self.name, "modelUrl": str(self.path)}
-
-    def describe(self) -> dict[str, object]:
-        """Returns what is served."""
-        state = served(self.run_dir)
-        facts = {key: state[key] for key in SHOWN if key in state}
-        return {**self.summary(), "workers": len(living(self.run_dir)), **facts}
-
-
 class Models:
-    """Loads and unloads; belongs to one event loop.
-
-    Attributes:
-        settings: the container's settings.
-        server: the model server.
-    """
+    """Loads and unloads; belongs to one event loop."""
 
     def __init__(self, settings: Settings, server: ModelServer, run_dir: Path) -> None:
         """Starts without a model.
@@ -116,15 +44,14 @@ class Models:
             server: a model server that runs.
             run_dir: a writable directory that it and its workers know.
         """
-        self.settings = settings
-        self.server = server
+        self._settings = settings
+        self._server = server
         self._run_dir = run_dir
         self._keys = map(str, itertools.count(1))
         self._models: dict[str, Model] = {}
         self._loads: set[asyncio.Task[Model]] = set()
         self._turn = asyncio.Lock()
         self._closed = False
-        self._client = ClientSession(timeout=ClientTimeout(total=None))
 
     @property
     def loading(self) -> int:
@@ -142,10 +69,9 @@ class Models:
             NotFound: there is none of that name.
             Unavailable: it is being loaded.
         """
-        model = self._models.get(name)
-        if model is not None and not model.leaving:
+        if (model := self._served(name)) is not None:
             return model
-        if any(task.get_name() == name for task in self._loads):
+        if self._loads_of(name):
             raise Unavailable("This model is being loaded; try again later.")
         raise _unknown()
 
@@ -181,72 +107,44 @@ class Models:
     async def _load(self, request: LoadRequest) -> Model:
         started = time.perf_counter()
         async with self._turn:
-            known = self._models.get(request.name)
-            if known is not None and not known.leaving:
+            if self._served(request.name) is not None:
                 raise AlreadyLoaded("A model of this name is loaded.")
-            if known is not None:
-                await known.gone.wait()
-            if not request.path.is_dir():
-                raise ModelUnusable("url names no directory of this container.")
+            if (leaving := self._models.get(request.name)) is not None:
+                await leaving.gone.wait()
             waited = int(time.perf_counter() - started)  # SageMaker's patience began with the request
-            budget = max(1, self.settings.budget - waited)
-            settings = replace(self.settings, model_dir=request.path.resolve(), budget=budget)
-            require_memory(settings, free_memory())
-            model = self._new(request)
+            model = self._new(request, max(1, self._settings.budget - waited))
             try:
-                selection = await self._bring_up(model, settings)
+                selection = await model.bring_up()
             except BaseException:  # also when it was ended
-                await self._take_down(model)
+                await _finish(model.take_down())
                 raise
             self._models[request.name] = model
         seconds = round(time.perf_counter() - started, 2)
         model.telemetry.cold_start(selection, seconds)
-        model.telemetry.serving(served(model.run_dir), living(model.run_dir))
+        model.look()
         logger.info("model loaded", extra={"model": model.name, "seconds": seconds})
         return model
 
-    def _new(self, request: LoadRequest) -> Model:
-        key = next(self._keys)
-        run_dir = self._run_dir / key
-        run_dir.mkdir()
-        telemetry = Telemetry(self.settings, run_dir, request.name, container=False)
-        return Model(request.name, request.path, key, run_dir, telemetry)
-
-    async def _bring_up(self, model: Model, settings: Settings) -> Selection:
-        """Chooses what to serve, and has workers load it."""
-        try:
-            selection = await _prepare(settings)
-        except ArtifactError as err:
-            raise ModelUnusable(str(err)) from err
-        selection.write(model.run_dir)
-        kills = memory_use()[1]
-        status = await self._manage(
-            "POST",
-            "/models",
-            url=str(settings.model_dir),
-            model_name=model.key,
-            initial_workers=str(worker_count(settings)),
-            synchronous="true",
-        )
-        if status == 200:
-            return selection
-        if status == OutOfMemory.status or memory_use()[1] > kills:
-            raise OutOfMemory("Memory ran out while this model was loaded; unload another model.")
-        limit = settings.startup_timeout
-        ended = f"A worker ended while it loaded this model, or needed longer than SAGEMAKER_STARTUP_TIMEOUT={limit}."
-        raise ModelUnusable(failure(model.run_dir) or ended)
-
-    async def _manage(self, method: str, path: str, **parameters: str) -> int:
-        """Calls the model server's management API; returns the status.
+    def _new(self, request: LoadRequest, budget: int) -> Model:
+        """Makes room for a model.
 
         Raises:
-            Unavailable: it does not answer.
+            ModelUnusable: its directory cannot be read.
+            OutOfMemory: there is no room.
         """
+        settings = replace(self._settings, model_dir=request.path, budget=budget)
         try:
-            async with self._client.request(method, f"{self.server.address}{path}", params=parameters) as answer:
-                return answer.status
-        except ClientError as err:
-            raise Unavailable("The model server does not answer; try again later.") from err
+            require_memory(settings, free_memory())
+        except OSError as err:
+            raise ModelUnusable("url names no directory that can be read in this container.") from err
+        key = next(self._keys)
+        run_dir = self._run_dir / key
+        try:
+            run_dir.mkdir()
+            telemetry = Telemetry(settings, run_dir, request.name, container=False)
+        except OSError as err:
+            raise OutOfMemory("There is no room for temporary files; unload another model.") from err
+        return Model(request.name, settings, key, self._server, run_dir, telemetry)
 
     async def unload(self, name: str) -> None:
         """Unloads a model, or ends its loading; when it returns, its memory is free.
@@ -254,68 +152,59 @@ class Models:
         Raises:
             NotFound: there is none of that name.
         """
-        loads = [task for task in self._loads if task.get_name() == name]
-        for task in loads:
-            task.cancel()
-        if loads:
-            await asyncio.wait(loads)
-        model = self._models.get(name)
-        if model is None or model.leaving:
+        loads = self._loads_of(name)
+        await _end(loads)
+        model = self._served(name)
+        if model is None:
             if loads:
                 return
             raise _unknown()
         model.leaving = True
         await model.idle.wait()  # for at most the time that a request may take
         await asyncio.sleep(SEND_SECONDS)  # for what its workers have measured
-        await self._take_down(model)
+        await model.take_down()
         del self._models[name]
         model.gone.set()
         logger.info("model unloaded", extra={"model": name})
 
-    async def _take_down(self, model: Model) -> None:
-        """Ends the workers of a model, and removes what they shared."""
-        with contextlib.suppress(Unavailable):
-            await self._manage("DELETE", f"/models/{model.key}")
-        await asyncio.to_thread(self.server.end_workers, model.key)
-        await asyncio.to_thread(model.telemetry.close)
-        await asyncio.to_thread(shutil.rmtree, model.run_dir, ignore_errors=True)
-
     def look(self) -> None:
         """Looks after the workers of all models."""
-        self.server.reap()
+        self._server.reap()
         for model in self:
-            model.telemetry.serving(served(model.run_dir), living(model.run_dir))
+            model.look()
 
     async def end_loads(self) -> None:
         """Ends every load, and refuses others."""
         self._closed = True
-        for task in self._loads:
-            task.cancel()
-        if self._loads:
-            await asyncio.wait(self._loads)
+        await _end(list(self._loads))
 
     async def close(self) -> None:
         """Publishes what was measured; the model server is to be stopped before."""
-        await self._client.close()
         await asyncio.gather(*(asyncio.to_thread(model.telemetry.close) for model in self))
+
+    def _served(self, name: str) -> Model | None:
+        model = self._models.get(name)
+        return model if model is not None and not model.leaving else None
+
+    def _loads_of(self, name: str) -> list[asyncio.Task[Model]]:
+        return [task for task in self._loads if task.get_name() == name]
+
+
+async def _end(loads: list[asyncio.Task[Model]]) -> None:
+    for task in loads:
+        task.cancel()
+    if loads:
+        await asyncio.wait(loads)
+
+
+async def _finish(work: Coroutine[None, None, None]) -> None:
+    """Does work to its end, also where the caller is cancelled meanwhile."""
+    task = asyncio.create_task(work)
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait((task,))
+    task.result()
 
 
 def _unknown() -> NotFound:
     return NotFound("No model of this name is loaded; GET /models lists those that are.")
-
-
-async def _prepare(settings: Settings) -> Selection:
-    """Runs the cold start of a model directory on a thread; ends it where the caller is cancelled.
-
-    Raises:
-        ArtifactError: see `trimodal.loading.prepare`.
-    """
-    told = threading.Event()
-    work = asyncio.create_task(asyncio.to_thread(prepare, settings, thread_count(settings), told))
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        told.set()
-        with contextlib.suppress(StartupError):
-            await work
-        raise

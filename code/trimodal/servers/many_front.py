@@ -35,7 +35,7 @@ class ManyFront(Front):
             models: what is served.
             telemetry: takes what is measured of the container.
         """
-        super().__init__(models.server.address, settings.max_payload, settings.request_timeout, ready=lambda: 1)
+        super().__init__("", settings.max_payload, settings.request_timeout, ready=lambda: 1)
         self.models = models
         if (page := telemetry.page) is not None:
             self.metrics = lambda: page.render(m.telemetry.page for m in models if m.telemetry.page is not None)
@@ -89,7 +89,7 @@ class ManyFront(Front):
             body = await self.body(request)
             model = self.models.get(name)  # it may have left meanwhile
             with model.busy():
-                return await self.forward(request, body, f"{self.upstream}/models/{model.key}/invoke")
+                return await self.forward(request, body, model.address)
 
         return await self.answered(request, work, telemetry.request, model=name)
 
