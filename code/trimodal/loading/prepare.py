@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from trimodal.errors import ArtifactError, OptimizationError
-from trimodal.loading.cache import Store, cache_key, choose_root, hash_files
+from trimodal.loading.cache import Store, cache_key, hash_files
 from trimodal.loading.facts import graph_files
 from trimodal.loading.hardware import detect, libraries
 from trimodal.loading.journal import Event, Journal, unfinished
+from trimodal.loading.places import choose_root
 from trimodal.loading.report import choose, make_report, outcomes, to_markdown
 from trimodal.loading.selection import Selection
 from trimodal.loading.task import EXPORTED, JOURNAL, victim, write_task

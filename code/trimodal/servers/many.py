@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from trimodal.errors import AlreadyLoaded, ModelUnusable, NotFound, OutOfMemory, RequestError, Unavailable
-from trimodal.loading.memory import free_memory, require_memory
+from trimodal.loading.room import free_disk, free_memory, make_room, require_memory
 from trimodal.metrics.channel import SEND_SECONDS
 from trimodal.servers.load_request import LoadRequest
 from trimodal.servers.model import Model
@@ -135,6 +135,7 @@ class Models:
         settings = replace(self._settings, model_dir=request.path, budget=budget)
         try:
             require_memory(settings, free_memory())
+            make_room(settings, {model.entry for model in self._models.values() if model.entry is not None}, free_disk)
         except OSError as err:
             raise ModelUnusable("url names no directory that can be read in this container.") from err
         key = next(self._keys)

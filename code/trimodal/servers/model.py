@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ class Model:
         server: the model server.
         run_dir: where its workers report.
         telemetry: takes what is measured of it.
+        entry: the optimized model that it uses, or None.
         idle: set while no request is in flight.
         leaving: no more requests are taken.
         gone: set when nothing is left of it.
@@ -44,6 +46,7 @@ class Model:
     server: ModelServer
     run_dir: Path
     telemetry: Telemetry
+    entry: Path | None = None
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     leaving: bool = False
     gone: asyncio.Event = field(default_factory=asyncio.Event)
@@ -95,6 +98,10 @@ class Model:
             selection = await self._prepare()
         except ArtifactError as err:
             raise ModelUnusable(str(err)) from err
+        if selection.entry is not None:
+            self.entry = selection.entry
+            with contextlib.suppress(OSError):  # it was baked into a directory that cannot be written
+                os.utime(self.entry)
         selection.write(self.run_dir)
         kills = memory_use()[1]
         status = await self._manage(

@@ -11,7 +11,8 @@ import tempfile
 
 import pytest
 
-from trimodal.loading.cache import CacheError, Store, choose_root
+from trimodal.loading.cache import CacheError, Store
+from trimodal.loading.places import choose_root
 from trimodal.settings import MIB, Settings
 
 KEY = "a" * 64

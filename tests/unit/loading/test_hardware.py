@@ -217,5 +217,10 @@ def test_else_they_follow_from_the_machine(model):
     assert thread_count(settings) == choose_threads(detect(), workers)
 
 
+def test_one_of_several_models_has_one_worker_unless_told_otherwise(model):
+    assert worker_count(Settings(model_dir=model, multi_model=True)) == 1
+    assert worker_count(Settings(model_dir=model, multi_model=True, workers=3)) == 3
+
+
 def test_threads_are_the_share_of_as_many_workers_as_told(model):
     assert thread_count(Settings(model_dir=model, workers=10_000, intra_op_threads=None)) == 1

@@ -51,3 +51,17 @@ def test_every_metric_of_the_table_can_be_shown():
 
 def test_nothing_measured_is_an_empty_page():
     assert families(PrometheusPage(CONTAINER)) == {}
+
+
+def test_pages_of_several_models_are_one():
+    page, other = PrometheusPage(CONTAINER), PrometheusPage({"Model": "other", "Precision": "int8"})
+    Aggregate(page).record("Requests")
+    for name in ("Requests", "Records"):
+        Aggregate(other).record(name, 2)
+
+    body, _ = page.render([other])
+    assert body.count(b"# TYPE trimodal_requests_total counter") == 1
+    found = {family.name: family for family in text_string_to_metric_families(body.decode())}
+    assert found.keys() == {"trimodal_requests", "trimodal_records"}
+    totals = {sample.labels["model"]: sample.value for sample in found["trimodal_requests"].samples}
+    assert totals == {CONTAINER["Model"]: 1, "other": 2}
