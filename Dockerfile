@@ -48,7 +48,8 @@ ENV PATH=/opt/venv/bin:$PATH \
     LANG=C.UTF-8 \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
-LABEL com.amazonaws.sagemaker.capabilities.accept-bind-to-port=true
+LABEL com.amazonaws.sagemaker.capabilities.accept-bind-to-port=true \
+    com.amazonaws.sagemaker.capabilities.multi-models=true
 EXPOSE 8080
 WORKDIR /opt/trimodal
 ENTRYPOINT ["/opt/trimodal/docker/serve"]

@@ -19,7 +19,11 @@ import pyarrow as pa
 from pyarrow import parquet
 
 MODEL_DIR = Path(os.environ.get("SM_MODEL_DIR", "/opt/ml/model"))
-URL = f"http://127.0.0.1:{os.environ.get('SAGEMAKER_BIND_TO_PORT', '8080')}/invocations"
+SEVERAL = os.environ.get("SAGEMAKER_MULTI_MODEL") == "true"
+"""The container serves several models: load this one first."""
+
+SERVER = f"http://127.0.0.1:{os.environ.get('SAGEMAKER_BIND_TO_PORT', '8080')}"
+URL = f"{SERVER}/models/smoke/invoke" if SEVERAL else f"{SERVER}/invocations"
 RECORDS = 3
 MANY = 200
 TOLERANCE = 1e-5
@@ -85,11 +89,11 @@ def requests(records: list[dict[str, Any]]) -> Iterator[Request]:
     yield Request("broken JSON", json_type, b'{"a": ', status=400, scores=None)
 
 
-def send(request: Request) -> tuple[int, str]:
+def send(request: Request, url: str = URL) -> tuple[int, str]:
     """Posts a request; returns the status and the body."""
     headers = {"Content-Type": request.content_type, "Accept": request.accept}
     try:
-        with urllib.request.urlopen(urllib.request.Request(URL, request.body, headers), timeout=60) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, request.body, headers), timeout=60) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as err:
         return err.code, err.read().decode()
@@ -136,6 +140,9 @@ def main() -> int:
     golden = [json.loads(line) for line in lines]
     probabilities = [float(line["probs"][1]) for line in golden]
     bad = 0
+    if SEVERAL:
+        wanted = {"model_name": "smoke", "url": str(MODEL_DIR)}
+        print("  loaded:", *send(Request("load", "application/json", json.dumps(wanted).encode()), f"{SERVER}/models"))
     for request in requests([line["record"] for line in golden]):
         status, text = send(request)
         try:

@@ -49,16 +49,20 @@ def victim() -> None:
 @contextmanager
 def expendable() -> Iterator[None]:
     """Makes the calling process the first to be killed when memory runs out, for as long as the block runs."""
-    _badness(1000)
+    before = _badness(1000)
     try:
         yield
     finally:
-        _badness(0)
+        _badness(before)
 
 
-def _badness(score: int) -> None:
+def _badness(score: int) -> int:
+    """Sets how readily the kernel kills the calling process for memory (proc(5)); returns how readily before."""
     try:
-        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:  # noqa: PTH123  nothing to import here
+        with open("/proc/self/oom_score_adj", "r+", encoding="ascii") as file:  # noqa: PTH123  nothing to import here
+            before = int(file.read())
+            file.seek(0)
             file.write(str(score))
     except OSError:
-        pass  # some sandboxes hide it; then the kernel chooses by size, which is ours anyway
+        return 0  # some sandboxes hide it; then the kernel chooses by size, which is ours anyway
+    return before

@@ -193,7 +193,8 @@ class Models:
 
 async def _end(loads: list[asyncio.Task[Model]]) -> None:
     for task in loads:
-        task.cancel()
+        if not task.cancelling():  # a second time would interrupt its cleaning up
+            task.cancel()
     if loads:
         await asyncio.wait(loads)
 

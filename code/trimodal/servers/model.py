@@ -22,6 +22,8 @@ from trimodal.servers.telemetry import Telemetry
 from trimodal.servers.workers import SHOWN, failure, living, served
 from trimodal.settings import Settings
 
+_POLL_SECONDS = 0.05
+
 
 @dataclass(slots=True)
 class Model:
@@ -104,14 +106,7 @@ class Model:
                 os.utime(self.entry)
         selection.write(self.run_dir)
         kills = memory_use()[1]
-        status = await self._manage(
-            "POST",
-            "/models",
-            url=str(self.settings.model_dir.resolve()),
-            model_name=self.key,
-            initial_workers=str(worker_count(self.settings)),
-            synchronous="true",
-        )
+        status = await self._register()
         if status == 200:
             return selection
         if status == OutOfMemory.status or memory_use()[1] > kills:
@@ -119,6 +114,29 @@ class Model:
         limit = self.settings.startup_timeout
         ended = f"A worker ended while it loaded this model, or needed longer than SAGEMAKER_STARTUP_TIMEOUT={limit}."
         raise ModelUnusable(failure(self.run_dir) or ended)
+
+    async def _register(self) -> int:
+        """Has the model server start workers, which load the model; returns its status.
+
+        Where the caller is cancelled, what still loads is killed first: of a model that is unregistered meanwhile the
+        server would start workers for ever, and for the process that forks them it waits a minute.
+        """
+        parameters = {
+            "url": str(self.settings.model_dir.resolve()),
+            "model_name": self.key,
+            "initial_workers": str(worker_count(self.settings)),
+            "synchronous": "true",
+        }
+        work = asyncio.create_task(self._manage("POST", "/models", **parameters))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            while not work.done():
+                if not living(self.run_dir):
+                    await asyncio.to_thread(self.server.interrupt_load, self.key)
+                await asyncio.wait((work,), timeout=_POLL_SECONDS)
+            work.exception()  # whatever came of it
+            raise
 
     async def take_down(self) -> None:
         """Ends its workers, whatever they do, and removes what they shared."""

@@ -54,8 +54,15 @@ class ModelServer:
         self._signal(signal.SIGKILL)
         self.process.wait()
 
+    def interrupt_load(self, name: str) -> None:
+        """Kills the processes that load or hold a model; the server starts others, unless it waits for the load."""
+        pids = self._workers(name)
+        for pid in pids:
+            if _parent(pid) in pids:  # the first of them only forks the others
+                _kill(pid)
+
     def end_workers(self, name: str, patience: float = 1.0) -> None:
-        """Waits until the workers of a model that was unregistered have ended; kills those that take longer.
+        """Waits until all processes of a model that was unregistered have ended; kills those that take longer.
 
         Args:
             name: of the model, as the server knows it.
@@ -65,8 +72,7 @@ class ModelServer:
         while pids := self._workers(name):
             if time.monotonic() > deadline:
                 for pid in pids:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+                    _kill(pid)
             time.sleep(_POLL_SECONDS)
         self.reap()
 
@@ -78,14 +84,14 @@ class ModelServer:
                     return
                 os.waitpid(dead.si_pid, 0)
 
-    def _workers(self, name: str) -> list[int]:
-        """Returns the living processes of a model's workers, by what the server calls them with."""
+    def _workers(self, name: str) -> set[int]:
+        """Returns the living processes of a model, by what the server calls them with."""
         wanted = f"\0--model-name\0{name}\0".encode()
-        found = []
+        found = set()
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):  # it has ended meanwhile
                 if wanted in path.read_bytes() and os.getpgid(pid := int(path.parent.name)) == self.process.pid:
-                    found.append(pid)
+                    found.add(pid)
         return found
 
     def _signal(self, number: signal.Signals) -> None:
@@ -143,6 +149,18 @@ def start(settings: Settings, workers: int, memory: int, run_dir: Path) -> Model
     )
     threading.Thread(target=relay, args=(process.stdout, "model server"), name="relay", daemon=True).start()
     return ModelServer(process, f"http://127.0.0.1:{port}")
+
+
+def _parent(pid: int) -> int | None:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def _configuration(settings: Settings, workers: int, port: int) -> str:

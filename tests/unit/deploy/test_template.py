@@ -72,6 +72,13 @@ def test_container_is_told_where_it_runs(hosting, accelerator):
     assert variant(found)["VariantName"] == "Main"
 
 
+@pytest.mark.parametrize("capability", ["accept-bind-to-port", "multi-models"])
+def test_the_image_says_what_it_can_do(capability):
+    text = TEMPLATE.parents[2].joinpath("Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    labels = [word for line in text.splitlines() if line.startswith("LABEL ") for word in line.split()]
+    assert f"com.amazonaws.sagemaker.capabilities.{capability}=true" in labels
+
+
 @pytest.mark.parametrize("hosting", ["real-time", "asynchronous", "multi-model"])
 def test_gpu_hosts_get_a_driver_for_cuda_13(hosting):
     cpu, gpu = (variant(resources(Hosting=hosting, Accelerator=name)) for name in ("cpu", "gpu"))
