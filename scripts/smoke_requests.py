@@ -93,7 +93,8 @@ def send(request: Request, url: str = URL) -> tuple[int, str]:
     """Posts a request; returns the status and the body."""
     headers = {"Content-Type": request.content_type, "Accept": request.accept}
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, request.body, headers), timeout=60) as answer:
+        asked = urllib.request.Request(url, request.body, headers)  # noqa: S310  an address of our own
+        with urllib.request.urlopen(asked, timeout=60) as answer:  # noqa: S310
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as err:
         return err.code, err.read().decode()

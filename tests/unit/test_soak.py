@@ -4,6 +4,7 @@ import argparse
 import json
 
 import pytest
+
 from soak_traffic import CSV, DEMO, JSON, LINES, Golden, Seen, findings
 
 
