@@ -22,6 +22,9 @@ from trimodal.errors import OptimizationError, TrimodalError
 
 MIB = 1024 * 1024
 
+SHORT_SECONDS = 0.02
+"""A call this short is timed at its second run: a process that has slept finds its caches full of other variants."""
+
 
 class Child:
     """A process that answers one message with another, until it is closed.
@@ -156,10 +159,16 @@ def _work(receive: Callable[[], Any], send: Callable[[Any], None]) -> None:
         if task == "peak":
             send(_status("VmHWM"))
             continue
-        started = time.perf_counter()
-        scores = scorer.run(batches[place])
-        seconds = time.perf_counter() - started
+        seconds, scores = _timed(scorer, batches[place])
+        if task == "time" and seconds < SHORT_SECONDS:
+            seconds, scores = _timed(scorer, batches[place])
         send(scores if task == "scores" else seconds)
+
+
+def _timed(scorer: Any, batch: Sequence[Any]) -> tuple[float, Any]:
+    started = time.perf_counter()
+    scores = scorer.run(batch)
+    return time.perf_counter() - started, scores
 
 
 def _status(key: str) -> float:

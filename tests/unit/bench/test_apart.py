@@ -6,11 +6,14 @@ from functools import partial
 
 import pytest
 
-from trimodal.bench.apart import Worker, call_apart
+from trimodal.bench.apart import SHORT_SECONDS, Worker, call_apart
 from trimodal.errors import OptimizationError
 
 DOUBLING = "type('Doubling', (), {'run': lambda self, items: (print('noise'), [2 * i for i in items])[1]})()"
 """Opened by `eval`, because the other process cannot import a test."""
+
+COUNTING = """type('Counting', (), {'calls': 0, 'run': lambda self, items: (
+    setattr(self, 'calls', self.calls + 1), __import__('time').sleep(items[0]), [self.calls])[2]})()"""
 
 
 def test_a_call_comes_back_from_another_process():
@@ -59,3 +62,15 @@ def test_a_closed_worker_leaves_no_process():
 
     with pytest.raises(ProcessLookupError):
         os.kill(number, signal.SIGCONT)
+
+
+def test_a_short_call_is_run_twice_and_the_second_is_timed():
+    worker = Worker(partial(eval, COUNTING), [[0.0], [2 * SHORT_SECONDS]])
+    try:
+        worker.opened()
+        assert worker.time(0) < SHORT_SECONDS
+        assert worker.scores(0) == [3]
+        assert worker.time(1) >= 2 * SHORT_SECONDS
+        assert worker.scores(0) == [5]
+    finally:
+        worker.close()
