@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -58,13 +58,18 @@ def serving(
     if peer is not None:
         own["PYTHONPATH"] = str(Path(__file__).parents[2] / "code")
         command = [peer[1], str(Path(__file__).with_name("peers.py")), peer[0], str(model_dir), str(port)]
-    process = subprocess.Popen(command, env={**os.environ, **own, **environ}, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, env={**os.environ, **own, **environ}, stdout=subprocess.DEVNULL, process_group=0 if peer else None
+    )
     try:
         wait_for_port(process, port)
         yield process.pid, port
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(40)
+        if peer is not None:  # LitServe's workers outlive it
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def bare(model_dir: Path, requests: Sequence[bytes], seconds: float) -> dict[str, Any]:
