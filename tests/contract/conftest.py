@@ -1,5 +1,6 @@
 """Real server processes, started as a user starts them."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -125,14 +127,10 @@ class Server:
 
     def descendants(self) -> list[tuple[int, int]]:
         """Pairs of process and parent of all that the server has started."""
-        lines = subprocess.check_output(["ps", "-eo", "pid=,ppid="], text=True).splitlines()
-        pairs = [(int(pid), int(parent)) for pid, parent in (line.split() for line in lines)]
-        below, found = [self.process.pid], []
-        while below:
-            parent = below.pop()
-            children = [pair for pair in pairs if pair[1] == parent]
-            found += children
-            below += [pid for pid, _ in children]
+        found = []
+        for one in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found.append((one.pid, one.ppid()))
         return found
 
     def terminate(self) -> int:
