@@ -245,15 +245,15 @@ def _read(path: Path) -> str:
         return ""
 
 
-def choose_workers(hardware: Hardware, model_bytes: int) -> int:
-    """Chooses the worker processes: two cores each, as many as memory holds, at least one.
+def choose_workers(hardware: Hardware, model_bytes: int, cores: int = 2) -> int:
+    """Chooses the worker processes: so many cores each, as many as memory holds, at least one.
 
-    A worker holds its own copy of the model: about twice its file while it loads, and 200 MiB of libraries; the
-    model server's JVM takes 400 MiB.
+    A worker holds its own copy of the model: about twice its file while it loads, and 200 MiB of libraries; what
+    starts them, a JVM or Ray, takes 400 MiB.
     """
     each = 2 * model_bytes + 200 * MIB
     by_memory = (hardware.memory - 400 * MIB) // each
-    return max(1, min(hardware.cores // 2, by_memory))
+    return max(1, min(hardware.cores // cores, by_memory))
 
 
 def choose_threads(hardware: Hardware, workers: int) -> int:
@@ -267,8 +267,13 @@ def worker_count(settings: Settings) -> int:
         return 1
     if settings.workers is not None:
         return settings.workers
-    files = (*settings.model_dir.glob("model.onnx*"), *settings.model_dir.glob("*.data"))
-    return choose_workers(detect(gpu=no_gpu), sum(path.stat().st_size for path in files))
+    return choose_workers(detect(gpu=no_gpu), graph_size(settings.model_dir))
+
+
+def graph_size(model_dir: Path) -> int:
+    """Returns the bytes of the graph and its weights."""
+    files = (*model_dir.glob("model.onnx*"), *model_dir.glob("*.data"))
+    return sum(path.stat().st_size for path in files)
 
 
 def thread_count(settings: Settings) -> int:
