@@ -180,7 +180,8 @@ def _read_parquet(path: Path, partition: Partition, fields: Collection[str], id_
         columns = [name for name in file.schema_arrow.names if name in fields or name == id_name]
         if not columns:
             return Rows([{}] * partition.records, pa.nulls(partition.records, pa.string()))
-        table = pa.Table.from_batches(_batches(file, partition, columns))
+        schema = pa.schema([file.schema_arrow.field(name) for name in columns])
+        table = pa.Table.from_batches(_batches(file, partition, columns), schema)
     values: list[Mapping[str, object]] = table.to_pylist()
     ids = table.column(id_name).combine_chunks() if id_name in columns else pa.nulls(len(values), pa.string())
     return Rows(values, ids)
