@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
                         help="version of the ONNX operators, 14 to 20 (default: 17)")  # fmt: skip
     export.add_argument("--force", action="store_true", help="replace a file that is there")
     _add_optimize(commands)
+    _add_score(commands)
     bench = commands.add_parser("bench", help="measure a model directory on this host").add_subparsers(
         title="benchmarks", required=True, metavar="BENCHMARK"
     )
@@ -90,6 +91,19 @@ def _add_optimize(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("--beside", type=Path, metavar="FILE",
                         help="JSON with others' figures: source, note, rows of batch, pytorch_ms, onnx_ms")  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="DIR", help="also write JSON, Markdown, HTML and PNGs there")
+
+
+def _add_score(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "score a data set of parquet or JSON-lines files on every core; the same command goes on after a stop"
+    parser = commands.add_parser("score", help=text, description=text.capitalize() + ".")
+    parser.add_argument("model_dir", type=Path, metavar="MODEL_DIR", help="model directory")
+    parser.add_argument("input", type=Path, metavar="INPUT", help="a .parquet or .jsonl file, or a folder of them")
+    parser.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR", help="folder that takes parquet files of scores")
+    parser.add_argument("--workers", type=int, metavar="N",
+                        help="processes, each with a copy of the model (default: by cores and memory)")  # fmt: skip
+    parser.add_argument("--partition-rows", type=int, default=1000, metavar="N",
+                        help="records of an output file, lost to a worker that is stopped (default: 1000)")  # fmt: skip
+    parser.set_defaults(run=_score)
 
 
 def _command(
@@ -165,6 +179,12 @@ def _prepare(settings: Settings, options: argparse.Namespace) -> int:
     print(selection.report)
     print(f"level {selection.level}, {selection.rung}: " + ("prepared" if selection.level == 1 else "NOT prepared"))
     return 0 if selection.level == 1 else 1
+
+
+def _score(settings: Settings, options: argparse.Namespace) -> int:
+    from trimodal.scoring.command import score
+
+    return score(settings, options.input, options.output_dir, options.workers, options.partition_rows)
 
 
 def _bench(settings: Settings, options: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@
     │   ├── SettingsError          an environment variable has a bad value
     │   └── ArtifactError          a file of the model directory is missing, unreadable or contradictory
     ├── OptimizationError          a step of the cold start failed; it goes on at a lower level
+    ├── DatasetError               a data set cannot be scored, or a part of it
     └── RequestError               answered as {"error": {"code", "message", "record"}}
         ├── MalformedBody      400 the body is not what its content type says
         ├── NotFound           404 no such path
@@ -48,6 +49,10 @@ class ArtifactError(StartupError):
 
 class OptimizationError(TrimodalError):
     """A step of the optimization cannot be done or failed; the start goes on at a lower level."""
+
+
+class DatasetError(TrimodalError):
+    """A data set, or a part of it, cannot be scored; the text says what to fix."""
 
 
 class RequestError(TrimodalError):

@@ -249,10 +249,13 @@ def _read(path: Path) -> str:
         return ""
 
 
-def choose_workers(hardware: Hardware, model_bytes: int) -> int:
-    """Chooses the worker processes: two cores each, as many as memory holds beside the JVM's 400 MiB, at least one."""
+def choose_workers(hardware: Hardware, model_bytes: int, cores: int = 2) -> int:
+    """Chooses the worker processes: so many cores each, as many as memory holds, at least one.
+
+    What starts them, a JVM or Ray, takes 400 MiB.
+    """
     by_memory = (hardware.memory - 400 * MIB) // worker_memory(model_bytes)
-    return max(1, min(hardware.cores // 2, by_memory))
+    return max(1, min(hardware.cores // cores, by_memory))
 
 
 def worker_memory(model_bytes: int) -> int:
@@ -273,8 +276,13 @@ def worker_count(settings: Settings) -> int:
         return settings.workers
     if settings.multi_model:
         return 1
-    files = (*settings.model_dir.glob("model.onnx*"), *settings.model_dir.glob("*.data"))
-    return choose_workers(detect(gpu=no_gpu), sum(path.stat().st_size for path in files))
+    return choose_workers(detect(gpu=no_gpu), graph_size(settings.model_dir))
+
+
+def graph_size(model_dir: Path) -> int:
+    """Returns the bytes of the graph and its weights."""
+    files = (*model_dir.glob("model.onnx*"), *model_dir.glob("*.data"))
+    return sum(path.stat().st_size for path in files)
 
 
 def thread_count(settings: Settings) -> int:

@@ -202,7 +202,7 @@ def _row(item: object, index: int) -> Row:
 def _reason(err: ValueError) -> str:
     """Says what is wrong and where, without quoting the body."""
     if isinstance(err, json.JSONDecodeError):
-        return f"{err.msg} at line {err.lineno} column {err.colno}"
+        return f"{err.msg.removesuffix(' at')} at line {err.lineno} column {err.colno}"
     if isinstance(err.__cause__, RecursionError):
         return "it is nested too deeply"
     return "it holds a number with too many digits"

@@ -86,7 +86,7 @@ def _ranges(accept: str) -> Iterator[tuple[str, float]]:
             yield media.strip().lower(), quality
 
 
-def _objects(predictions: Predictions, form: ResponseFormat) -> list[dict[str, object]]:
+def to_objects(predictions: Predictions, form: ResponseFormat) -> list[dict[str, object]]:
     """Returns one response object a record, its keys in the order that clients know."""
     rows = zip(_scores(predictions, form), _extras(predictions, form), strict=True)
     objects: list[dict[str, object]] = [{**scores, **extra} for scores, extra in rows]
@@ -131,11 +131,11 @@ def _format(score: np.float32, form: ResponseFormat) -> str | float:
 
 
 def _json(predictions: Predictions, form: ResponseFormat) -> bytes:
-    return json.dumps({"predictions": _objects(predictions, form)}).encode()
+    return json.dumps({"predictions": to_objects(predictions, form)}).encode()
 
 
 def _json_lines(predictions: Predictions, form: ResponseFormat) -> bytes:
-    return "".join(json.dumps(row) + "\n" for row in _objects(predictions, form)).encode()
+    return "".join(json.dumps(row) + "\n" for row in to_objects(predictions, form)).encode()
 
 
 def _csv(predictions: Predictions, form: ResponseFormat) -> bytes:
