@@ -302,6 +302,8 @@ def test_a_cancelled_run_leaves_nothing_behind(number, folder, tmp_path):
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(temporary)},
         process_group=0,
+        # ignored where the tests run in the background of a script
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )  # fmt: skip
     assert "reading the model" in process.stderr.readline()
     assert "making" in process.stderr.readline()
@@ -310,7 +312,7 @@ def test_a_cancelled_run_leaves_nothing_behind(number, folder, tmp_path):
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
 
-    assert process.returncode == 130
+    assert process.returncode == 130, errors
     assert errors.endswith("cancelled; nothing is left behind\n")
     assert not out.exists()
     assert not list(temporary.glob("trimodal*/**/*"))
