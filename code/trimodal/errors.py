@@ -12,7 +12,8 @@
         ├── NotFound           404 no such path
         ├── MethodNotAllowed   405 the path is there, the method is not
         ├── NotAcceptable      406 no representation that `Accept` allows
-        ├── PayloadTooLarge    413 more bytes than the container takes
+        ├── RequestTimeout     408 the body did not arrive in time
+        ├── PayloadTooLarge    413 more bytes, records or values than the container takes
         ├── UnsupportedMedia   415 unknown content type
         ├── InvalidRecord      422 one record cannot be scored; names record and field
         ├── TooManyRequests    429 more requests wait than the container takes; says when to try again
@@ -96,8 +97,14 @@ class NotAcceptable(RequestError):
     status, code = 406, "not_acceptable"
 
 
+class RequestTimeout(RequestError):
+    """The client did not send its whole request in time."""
+
+    status, code = 408, "request_timeout"
+
+
 class PayloadTooLarge(RequestError):
-    """The body is larger than the container takes."""
+    """The request holds more than the container takes."""
 
     status, code = 413, "payload_too_large"
 

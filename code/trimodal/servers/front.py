@@ -6,6 +6,7 @@ error in one JSON form, and lets requests in flight finish before the container 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -22,9 +23,11 @@ from trimodal.errors import (
     NotFound,
     PayloadTooLarge,
     RequestError,
+    RequestTimeout,
     Unavailable,
 )
 from trimodal.log import identify, request_id
+from trimodal.servers.body import too_large, unpacked
 from trimodal.servers.workers import ANSWERED, CODE, REQUEST_ID, SENT, SHOWN
 
 logger = logging.getLogger(__name__)
@@ -150,15 +153,22 @@ class Front:
         return web.Response(body=body, headers={"Content-Type": media})
 
     async def _body(self, request: web.Request) -> bytes:
-        too_large = PayloadTooLarge(f"The body is larger than {self.max_payload // 2**20} MB; send fewer records.")
+        """Reads a request's body, unpacked."""
         if (request.content_length or 0) > self.max_payload:
-            raise too_large
+            raise too_large(self.max_payload)
+        body = bytearray()
+        coding = request.headers.get("Content-Encoding", "")
         try:
-            return await request.read()
-        except web.HTTPRequestEntityTooLarge as err:
-            raise too_large from err
+            async with asyncio.timeout(self.timeout):
+                async for chunk in unpacked(request.content.iter_any(), coding, self.max_payload):
+                    body += chunk
+                    if len(body) > self.max_payload:
+                        raise too_large(self.max_payload)
+        except TimeoutError as err:
+            raise RequestTimeout(f"The body did not arrive within {self.timeout} seconds; send it faster.") from err
         except RequestPayloadError as err:
-            raise MalformedBody("The body does not match its Content-Encoding or Transfer-Encoding.") from err
+            raise MalformedBody("The body does not match its Transfer-Encoding.") from err
+        return bytes(body)
 
     async def _forward(self, request: web.Request, body: bytes) -> web.Response:
         headers = _forwarded(request.headers)

@@ -18,7 +18,7 @@ from mms.context import Context, RequestProcessor
 
 import inference
 from model_directories import write_model_directory as write
-from trimodal.servers import mms
+from trimodal.servers import front_protocol, mms
 from trimodal.servers.front import Front
 from trimodal.servers.mms import handle
 from trimodal.servers.workers import ANSWERED
@@ -152,14 +152,9 @@ class FrontAnswer:
 
 @contextlib.asynccontextmanager
 async def listening(app):
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
+    sock = socket.create_server(("127.0.0.1", 0))
+    async with front_protocol.listening(app, sock):
+        yield f"http://127.0.0.1:{sock.getsockname()[1]}"
 
 
 def free_address():

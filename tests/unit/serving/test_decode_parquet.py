@@ -10,8 +10,10 @@ import pytest
 from pyarrow import parquet
 
 from trimodal.errors import MalformedBody, PayloadTooLarge, RequestError
-from trimodal.serving import decode as decode_module
-from trimodal.serving.decode import PARQUET_BATCH, decode
+from trimodal.limits import Limits
+from trimodal.serving import parquet as parquet_module
+from trimodal.serving.decode import decode
+from trimodal.serving.parquet import BATCH
 
 PARQUET = "application/x-parquet"
 
@@ -106,7 +108,7 @@ def test_a_parquet_bomb_is_too_large():
     ids=["one long text many times", "many small rows", "a long list"],
 )
 def test_a_dictionary_encoded_parquet_bomb_is_too_large(columns, monkeypatch):
-    monkeypatch.setattr(decode_module, "MAX_PARQUET_BYTES", 100_000)
+    monkeypatch.setattr(parquet_module, "MAX_BYTES", 100_000)
     body = write_parquet(columns)
     assert len(body) < 20_000
     with pytest.raises(PayloadTooLarge):
@@ -114,16 +116,16 @@ def test_a_dictionary_encoded_parquet_bomb_is_too_large(columns, monkeypatch):
 
 
 def test_records_keep_their_order_over_all_batches():
-    numbers = list(range(5 * PARQUET_BATCH + 3))
-    rows = decode(write_parquet({"amount": numbers}, row_group_size=7 * PARQUET_BATCH // 3), PARQUET).rows
+    numbers = list(range(5 * BATCH + 3))
+    rows = decode(write_parquet({"amount": numbers}, row_group_size=7 * BATCH // 3), PARQUET).rows
     assert [row["amount"] for row in rows] == numbers
 
 
-def test_too_many_rows_are_too_large(monkeypatch):
-    monkeypatch.setattr(decode_module, "MAX_PARQUET_ROWS", 40)
-    assert len(decode(write_parquet({"amount": [1.0] * 40}), PARQUET).rows) == 40
-    with pytest.raises(PayloadTooLarge, match="or 40 rows; split it"):
-        decode(write_parquet({"amount": [1.0] * 41}), PARQUET)
+def test_too_many_rows_are_too_large():
+    limits = Limits(records=40)
+    assert len(decode(write_parquet({"amount": [1.0] * 40}), PARQUET, limits).rows) == 40
+    with pytest.raises(PayloadTooLarge, match="MAX_RECORDS=40"):
+        decode(write_parquet({"amount": [1.0] * 41}), PARQUET, limits)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +137,7 @@ def test_too_many_rows_are_too_large(monkeypatch):
     ids=["text", "dictionary"],
 )
 def test_a_bomb_is_noticed_before_it_takes_much_more_than_the_limit(store_schema, monkeypatch):
-    monkeypatch.setattr(decode_module, "MAX_PARQUET_BYTES", 10_000_000)
+    monkeypatch.setattr(parquet_module, "MAX_BYTES", 10_000_000)
     long_text = pa.DictionaryArray.from_arrays(np.zeros(1000, np.int32), ["x" * 100_000])
     body = write_parquet({"chat": long_text}, store_schema=store_schema)
     tracemalloc.start()
