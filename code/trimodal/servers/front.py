@@ -45,6 +45,9 @@ _NOT_FORWARDED = frozenset(
 )  # fmt: skip
 """Headers that belong to one connection (RFC 9110, section 7.6.1), or that are set anew."""
 
+_MAX_HEADERS = 7680
+"""Bytes of the headers that are passed on; the model server takes 8192 with ours, and answers 5xx to more."""
+
 _AUTOMATIC = ("Accept", "Accept-Encoding", "User-Agent")
 
 
@@ -172,6 +175,8 @@ class Front:
 
     async def _forward(self, request: web.Request, body: bytes) -> web.Response:
         headers = _forwarded(request.headers)
+        if sum(len(name) + len(value) + 4 for name, value in headers.items()) > _MAX_HEADERS:
+            raise MalformedBody(f"The headers are larger than {_MAX_HEADERS} bytes; send fewer.")
         headers.setdefault("Content-Type", JSON)
         headers[REQUEST_ID] = request_id.get()
         headers[SENT] = f"{time.monotonic():.6f}"

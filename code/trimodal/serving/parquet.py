@@ -14,11 +14,11 @@ from trimodal.errors import MalformedBody, PayloadTooLarge
 from trimodal.limits import Limits
 from trimodal.records import Payload, Row
 
-MAX_BYTES = 256 * 1024 * 1024
+MAX_BYTES = 128 * 1024 * 1024
 """Size of all pages, unpacked, and of the rows that are made of them."""
 
-BATCH = 16
-"""Rows that are expanded before the size is looked at again: a dictionary holds a long text once for all rows."""
+BATCH, BATCH_BYTES = 16, 16 * 1024 * 1024
+"""Rows and bytes that are expanded before the size is looked at again: a dictionary holds a long text once for all."""
 
 _MAX_FOOTER = 4 * 1024 * 1024
 """A byte of the footer takes up to 20 in memory."""
@@ -40,6 +40,7 @@ def decode_parquet(body: bytes, limits: Limits) -> Payload:
         raise PayloadTooLarge(f"The parquet file's footer is larger than {_MAX_FOOTER} bytes; send fewer columns.")
     rows: list[Row] = []
     size = 0
+    pa.set_memory_pool(pa.system_memory_pool())  # which gives large blocks back at once
     try:
         file = parquet.ParquetFile(pa.BufferReader(body))
         groups = [place for place in range(file.num_row_groups) if file.metadata.row_group(place).num_rows]
@@ -79,7 +80,7 @@ def _check(file: Any, groups: Sequence[int], body: bytes, limits: Limits) -> int
                 raise _too_large()
             if values > limits.values:
                 raise limits.too_many_values()
-    return max(1, min(BATCH, MAX_BYTES // max(1, size)))
+    return max(1, min(BATCH, BATCH_BYTES // max(1, size)))
 
 
 @dataclass(frozen=True, slots=True)

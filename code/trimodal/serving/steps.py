@@ -35,17 +35,16 @@ def finish(steps: Steps[T], deadline: float = math.inf) -> T:
         deadline: when nobody waits for it any more, seconds of the monotonic clock.
 
     Raises:
-        InferenceTimeout: the deadline came before the end; the slice that was worked on has been done.
+        InferenceTimeout: the deadline came before the end; no slice is begun after it.
     """
-    while True:
+    while time.monotonic() <= deadline:
         try:
             next(steps)
         except StopIteration as end:
             result: T = end.value
             return result
-        if time.monotonic() > deadline:
-            steps.close()
-            raise InferenceTimeout("There was no answer in time; send fewer records.")
+    steps.close()
+    raise InferenceTimeout("There was no answer in time; send fewer records.")
 
 
 def timed(steps: Steps[T]) -> Steps[tuple[T, float]]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import io
 import json
 import logging
@@ -166,7 +167,8 @@ def _talk(scenario, upstream=None, *, timeout=30, ready=1):
     """Runs a scenario against a front before a model server; without one, nobody listens there.
 
     Args:
-        scenario: coroutine function of `ask` and the front; `ask(method, path, …)` sends one request.
+        scenario: coroutine function of `ask`, the front and, if it takes it, the front's address;
+            `ask(method, path, …)` sends one request.
         upstream: the model server.
         timeout: seconds that a request may take.
         ready: workers that can answer.
@@ -188,7 +190,8 @@ def _talk(scenario, upstream=None, *, timeout=30, ready=1):
                 async with session.request(method, base + path, data=data, **options) as answer:
                     return FrontAnswer(answer.status, answer.headers.copy(), await answer.read())
 
-            return await scenario(ask, front)
+            known = (ask, front, base)
+            return await scenario(*known[: len(inspect.signature(scenario).parameters)])
 
     return asyncio.run(run())
 
