@@ -28,7 +28,9 @@ def model_fn(model_dir: str) -> Pipeline:
 
 def input_fn(body: bytes | str, content_type: str) -> Payload:
     """Parses a request body; raises a `RequestError` that says what is wrong with it."""
-    return decode(body.encode() if isinstance(body, str) else body, content_type, report=_settings().report_errors)
+    settings = _settings()
+    content = body.encode() if isinstance(body, str) else body
+    return decode(content, content_type, settings.limits, report=settings.report_errors)
 
 
 def predict_fn(payload: Payload, model: Pipeline) -> Predictions:

@@ -13,8 +13,9 @@
         ├── NotFound           404 no such path
         ├── MethodNotAllowed   405 the path is there, the method is not
         ├── NotAcceptable      406 no representation that `Accept` allows
+        ├── RequestTimeout     408 the body did not arrive in time
         ├── AlreadyLoaded      409 a model of that name is loaded
-        ├── PayloadTooLarge    413 more bytes than the container takes
+        ├── PayloadTooLarge    413 more bytes, records or values than the container takes
         ├── UnsupportedMedia   415 unknown content type
         ├── InvalidRecord      422 one record cannot be scored; names record and field
         ├── ModelUnusable      422 a model directory cannot be served; says why
@@ -104,6 +105,12 @@ class NotAcceptable(RequestError):
     status, code = 406, "not_acceptable"
 
 
+class RequestTimeout(RequestError):
+    """The client did not send its whole request in time."""
+
+    status, code = 408, "request_timeout"
+
+
 class AlreadyLoaded(RequestError):
     """A model of that name is loaded."""
 
@@ -111,7 +118,7 @@ class AlreadyLoaded(RequestError):
 
 
 class PayloadTooLarge(RequestError):
-    """The body is larger than the container takes."""
+    """The request holds more than the container takes."""
 
     status, code = 413, "payload_too_large"
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from trimodal.errors import SettingsError
+from trimodal.limits import DEFAULT_LIMITS, Limits
 
 MIB = 1024 * 1024
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -47,6 +48,7 @@ class Settings:
         report_errors: answer a record that cannot be scored with an error in its place, instead of failing its request
             (`ON_RECORD_ERROR`; the default is `report` in Batch Transform, which sets `SAGEMAKER_BATCH`).
         max_payload: bytes of the largest request body (`SAGEMAKER_MAX_PAYLOAD_IN_MB`).
+        limits: what else bounds a request (`MAX_RECORDS`, `MAX_JSON_DEPTH`, `MAX_TEXT_CHARACTERS`).
         default_accept: media type of answers to `*/*` (`SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT`).
         program: file name of a user's handlers in the model directory's `code/` (`SAGEMAKER_PROGRAM`).
         intra_op_threads: threads of one operator (`ONNX_INTRA_OP_THREADS`), or None for cores ÷ workers.
@@ -88,6 +90,7 @@ class Settings:
     batch_delay: float = 0.002
     report_errors: bool = False
     max_payload: int = 25 * MIB
+    limits: Limits = DEFAULT_LIMITS
     default_accept: str = "application/json"
     program: str = "inference.py"
     intra_op_threads: int | None = None
@@ -138,6 +141,11 @@ class Settings:
             batch_delay=env.integer("MAX_BATCH_DELAY_MS", 2, 0, 1000) / 1000,
             report_errors=env.report_errors(),
             max_payload=env.integer("SAGEMAKER_MAX_PAYLOAD_IN_MB", 25, 1, 1024) * MIB,
+            limits=Limits(
+                records=env.integer("MAX_RECORDS", DEFAULT_LIMITS.records, 1, 1_000_000),
+                depth=env.integer("MAX_JSON_DEPTH", DEFAULT_LIMITS.depth, 3, 200),
+                text=env.integer("MAX_TEXT_CHARACTERS", DEFAULT_LIMITS.text, 1000, 100_000_000),
+            ),
             default_accept=env.choice("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT", MEDIA_TYPES, "application/json"),
             program=env.text("SAGEMAKER_PROGRAM", "inference.py"),
             intra_op_threads=env.optional_integer("ONNX_INTRA_OP_THREADS", 1, 1024),

@@ -12,6 +12,7 @@ STATUSES = {
     "NotFound": (404, "not_found"),
     "MethodNotAllowed": (405, "method_not_allowed"),
     "NotAcceptable": (406, "not_acceptable"),
+    "RequestTimeout": (408, "request_timeout"),
     "AlreadyLoaded": (409, "already_loaded"),
     "PayloadTooLarge": (413, "payload_too_large"),
     "UnsupportedMedia": (415, "unsupported_content_type"),

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from trimodal.errors import SettingsError, StartupError
+from trimodal.limits import Limits
 from trimodal.settings import MIB, Settings
 
 DEFAULTS = {
@@ -23,6 +24,7 @@ DEFAULTS = {
     "batch_delay": 0.002,
     "report_errors": False,
     "max_payload": 25 * MIB,
+    "limits": Limits(records=100_000, depth=32, text=200_000),
     "default_accept": "application/json",
     "program": "inference.py",
     "intra_op_threads": None,
@@ -70,6 +72,9 @@ GOOD = [
     ("ON_RECORD_ERROR", "report", "report_errors", True),
     ("SAGEMAKER_BATCH", "true", "report_errors", True),
     ("SAGEMAKER_MAX_PAYLOAD_IN_MB", "6", "max_payload", 6 * MIB),
+    ("MAX_RECORDS", "1", "limits", Limits(records=1)),
+    ("MAX_JSON_DEPTH", "3", "limits", Limits(depth=3)),
+    ("MAX_TEXT_CHARACTERS", "1000", "limits", Limits(text=1000)),
     ("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT", "text/csv", "default_accept", "text/csv"),
     ("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT", "Application/JSONLines", "default_accept", "application/jsonlines"),
     ("SAGEMAKER_PROGRAM", "handler.py", "program", "handler.py"),
@@ -128,6 +133,9 @@ WHOLE_NUMBERS = [
     "SAGEMAKER_STARTUP_TIMEOUT",
     "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS",
     "SAGEMAKER_MAX_PAYLOAD_IN_MB",
+    "MAX_RECORDS",
+    "MAX_JSON_DEPTH",
+    "MAX_TEXT_CHARACTERS",
     "ONNX_INTRA_OP_THREADS",
     "ONNX_INTER_OP_THREADS",
     "OPTIMIZATION_BUDGET_SECONDS",

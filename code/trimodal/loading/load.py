@@ -10,6 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from trimodal.errors import ArtifactError, InferenceFailed, OptimizationError
+from trimodal.limits import DEFAULT_LIMITS, Limits
 from trimodal.loading.artifacts import Artifacts, read_artifacts
 from trimodal.loading.built import Built
 from trimodal.loading.compare import TOLERANCES
@@ -129,12 +130,13 @@ class _Loader:
     def pipeline(self, runner: AnyRunner, layout: GraphLayout) -> Pipeline:
         pipeline = Pipeline(
             schema=self.artifacts.schema,
-            features=feature_encoder(self.artifacts, self.tokenizer, layout),
+            features=feature_encoder(self.artifacts, self.tokenizer, layout, self.settings.limits),
             runner=runner,
             calibrator=self.artifacts.calibrator,
             form=response_format(self.settings),
             binary=self.artifacts.config.binary,
             classes=self.artifacts.config.num_classes,
+            limits=self.settings.limits,
             report_errors=self.settings.report_errors,
         )
         _warm_up(runner, self.artifacts, self.tokenizer.get_vocab_size() - 1)
@@ -172,7 +174,9 @@ def response_format(settings: Settings) -> ResponseFormat:
     )
 
 
-def feature_encoder(artifacts: Artifacts, tokenizer: Tokenizer, layout: GraphLayout) -> FeatureEncoder:
+def feature_encoder(
+    artifacts: Artifacts, tokenizer: Tokenizer, layout: GraphLayout, limits: Limits = DEFAULT_LIMITS
+) -> FeatureEncoder:
     """Returns what reads records for a graph.
 
     Raises:
@@ -194,6 +198,7 @@ def feature_encoder(artifacts: Artifacts, tokenizer: Tokenizer, layout: GraphLay
         primary=text(config.primary_steps, layout.primary),
         secondary=text(config.secondary_steps, layout.secondary),
         tabular=TabularEncoder(artifacts.schema.tabular, artifacts.imputation, artifacts.risk_tables),
+        limits=limits,
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from trimodal.limits import Limits
 from trimodal.settings import Settings
 
 TASK, JOURNAL = "task.json", "journal.jsonl"
@@ -37,6 +38,7 @@ def read_task(folder: Path) -> tuple[Settings, int, dict[str, str]]:
         key: tuple(value) if isinstance(value, list) else value for key, value in task["settings"].items()
     }
     values |= {key: Path(values[key]) for key in _PATHS if values[key] is not None}
+    values["limits"] = Limits(**values["limits"])
     return Settings(**values), task["threads"], task["skip"]
 
 

@@ -34,6 +34,7 @@ from trimodal.errors import (
     MethodNotAllowed,
     NotFound,
     RequestError,
+    RequestTimeout,
     TooManyRequests,
 )
 from trimodal.loading.hardware import libraries
@@ -184,22 +185,23 @@ class App:
 
     async def _answer(self, request: Request, work: Work) -> tuple[Response, str | None]:
         """Returns the answer and the code of its error, or None."""
-        timeout = self.settings.request_timeout
         try:
-            async with asyncio.timeout(timeout):
-                content, media = await self._work(request, work)
+            content, media = await self._work(request, work)
         except ClientDisconnect:
             return Response(status_code=_GONE), "client_gone"
-        except TimeoutError:
-            late = InferenceTimeout(f"No answer within {timeout} seconds; send fewer records.")
-            return _error(late), late.code
         except Exception as err:  # noqa: BLE001  whatever a handler raises must not reach the client as it is
             status, error = error_answer(err)
             return _error(error, status), error.code
         return Response(content, media_type=None, headers={"content-type": media}), None
 
     async def _work(self, request: Request, work: Work) -> tuple[bytes, str]:
-        body = await self.reader.read(request)
+        timeout = self.settings.request_timeout
+        deadline = asyncio.get_running_loop().time() + timeout
+        try:
+            async with asyncio.timeout_at(deadline):
+                body = await self.reader.read(request)
+        except TimeoutError as err:
+            raise RequestTimeout(f"The body did not arrive within {timeout} seconds; send it faster.") from err
         waiting = time.perf_counter()
 
         def begun(alone: Alone) -> Steps[tuple[bytes, str]]:
@@ -207,7 +209,10 @@ class App:
             return (yield from work(body, alone))
 
         try:
-            return await _while_connected(request.receive, self.scheduler.run(begun))
+            async with asyncio.timeout_at(deadline):
+                return await _while_connected(request.receive, self.scheduler.run(begun))
+        except TimeoutError as err:
+            raise InferenceTimeout(f"No answer within {timeout} seconds; send fewer records.") from err
         finally:
             self.reader.release(len(body))
 

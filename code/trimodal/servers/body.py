@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import AsyncIterator
-
-from starlette.requests import Request
+from typing import TYPE_CHECKING
 
 from trimodal.errors import MalformedBody, PayloadTooLarge, TooManyRequests, UnsupportedMedia
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
 
 MIB = 1024 * 1024
 
@@ -40,11 +42,12 @@ class BodyReader:
             ClientDisconnect: the client has gone.
         """
         if int(request.headers.get("content-length") or 0) > self.limit:
-            raise self._too_large()
+            raise too_large(self.limit)
         parts: list[bytes] = []
         size = 0
         try:
-            async for chunk in _unpacked(request, self.limit):
+            coding = request.headers.get("content-encoding", "")
+            async for chunk in unpacked(request.stream(), coding, self.limit):
                 size += len(chunk)
                 self._held += len(chunk)
                 parts.append(chunk)
@@ -60,34 +63,63 @@ class BodyReader:
 
     def _check(self, size: int) -> None:
         if size > self.limit:
-            raise self._too_large()
+            raise too_large(self.limit)
         if self._held > self.budget:
             raise TooManyRequests("The requests that wait fill the memory for them; try again in a few seconds.")
 
-    def _too_large(self) -> PayloadTooLarge:
-        return PayloadTooLarge(f"The body is larger than {self.limit // MIB} MB; send fewer records.")
+
+def too_large(limit: int) -> PayloadTooLarge:
+    """Returns the error of a body of more than `limit` bytes."""
+    return PayloadTooLarge(f"The body is larger than {limit // MIB} MB; send fewer records.")
 
 
-async def _unpacked(request: Request, limit: int) -> AsyncIterator[bytes]:
-    """Yields a body's bytes, at most a little more than `limit`."""
-    coding = request.headers.get("content-encoding", "identity").strip().lower()
+def not_http() -> MalformedBody:
+    """Returns the error of what cannot be read as a request."""
+    return MalformedBody("This is not a valid HTTP request, or its head is too large; check framing and headers.")
+
+
+async def unpacked(chunks: AsyncIterator[bytes], coding: str, limit: int) -> AsyncIterator[bytes]:
+    """Yields a body's bytes, at most a little more than `limit`.
+
+    Args:
+        chunks: the body as it was sent.
+        coding: its `Content-Encoding`; empty for none.
+        limit: bytes of the largest body.
+
+    Raises:
+        MalformedBody: it is not in that coding, or something follows it.
+        UnsupportedMedia: the coding is unknown.
+        PayloadTooLarge: it is larger than `limit` as it was sent.
+    """
+    coding = coding.strip().lower()
     if coding in ("", "identity"):
-        async for chunk in request.stream():
+        async for chunk in chunks:
             yield chunk
         return
     if coding not in _PACKED:
         raise UnsupportedMedia(f"This Content-Encoding is not supported; send one of {', '.join(_PACKED)}, or none.")
-    unpacker = zlib.decompressobj(_PACKED[coding])
     try:
-        async for chunk in request.stream():
-            rest = chunk
-            while rest:
-                yield unpacker.decompress(rest, MIB)
-                rest = unpacker.unconsumed_tail
-                await asyncio.sleep(0)
-        while piece := unpacker.decompress(unpacker.unconsumed_tail, limit):
+        async for piece in _inflated(chunks, _PACKED[coding], limit):
             yield piece
     except zlib.error as err:
         raise MalformedBody("The body does not match its Content-Encoding.") from err
+
+
+async def _inflated(chunks: AsyncIterator[bytes], bits: int, limit: int) -> AsyncIterator[bytes]:
+    unpacker = zlib.decompressobj(bits)
+    size = 0
+    async for chunk in chunks:
+        size += len(chunk)
+        if size > limit:  # empty blocks unpack to nothing, however many there are
+            raise too_large(limit)
+        rest = chunk
+        while rest:
+            yield unpacker.decompress(rest, MIB)
+            rest = unpacker.unconsumed_tail
+            await asyncio.sleep(0)
+        if unpacker.unused_data:  # which zlib would keep, however much comes
+            raise zlib.error("data after the end")
+    while piece := unpacker.decompress(unpacker.unconsumed_tail, limit):
+        yield piece
     if not unpacker.eof:
-        raise MalformedBody("The body does not match its Content-Encoding.")
+        raise zlib.error("no end")

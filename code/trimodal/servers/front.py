@@ -6,6 +6,7 @@ error in one JSON form, and lets requests in flight finish before the container 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -22,9 +23,11 @@ from trimodal.errors import (
     NotFound,
     PayloadTooLarge,
     RequestError,
+    RequestTimeout,
     Unavailable,
 )
 from trimodal.log import identify, request_id
+from trimodal.servers.body import too_large, unpacked
 from trimodal.servers.workers import ANSWERED, CODE, REQUEST_ID, SENT, SHOWN
 
 logger = logging.getLogger(__name__)
@@ -42,6 +45,9 @@ _NOT_FORWARDED = frozenset(
     }
 )  # fmt: skip
 """Headers that belong to one connection (RFC 9110, section 7.6.1), or that are set anew."""
+
+_MAX_HEADERS = 7680
+"""Bytes of the headers that are passed on; the model server takes 8192 with ours, and answers 5xx to more."""
 
 _AUTOMATIC = ("Accept", "Accept-Encoding", "User-Agent")
 
@@ -176,21 +182,29 @@ class Front:
         return web.Response(body=body, headers={"Content-Type": media})
 
     async def body(self, request: web.Request) -> bytes:
-        """Reads a request's body.
+        """Reads a request's body, unpacked.
 
         Raises:
             PayloadTooLarge: it is larger than may be.
             MalformedBody: it is not encoded as its headers say.
+            UnsupportedMedia: its coding is unknown.
+            RequestTimeout: it does not arrive in time.
         """
-        too_large = PayloadTooLarge(f"The body is larger than {self.max_payload // 2**20} MB; send fewer records.")
         if (request.content_length or 0) > self.max_payload:
-            raise too_large
+            raise too_large(self.max_payload)
+        body = bytearray()
+        coding = request.headers.get("Content-Encoding", "")
         try:
-            return await request.read()
-        except web.HTTPRequestEntityTooLarge as err:
-            raise too_large from err
+            async with asyncio.timeout(self.timeout):
+                async for chunk in unpacked(request.content.iter_any(), coding, self.max_payload):
+                    body += chunk
+                    if len(body) > self.max_payload:
+                        raise too_large(self.max_payload)
+        except TimeoutError as err:
+            raise RequestTimeout(f"The body did not arrive within {self.timeout} seconds; send it faster.") from err
         except RequestPayloadError as err:
-            raise MalformedBody("The body does not match its Content-Encoding or Transfer-Encoding.") from err
+            raise MalformedBody("The body does not match its Transfer-Encoding.") from err
+        return bytes(body)
 
     async def forward(self, request: web.Request, body: bytes, url: str) -> web.Response:
         """Sends a request to the model server, and returns a worker's answer.
@@ -200,6 +214,8 @@ class Front:
             Unavailable, InferenceFailed, PayloadTooLarge: no worker has answered.
         """
         headers = _forwarded(request.headers)
+        if sum(len(name) + len(value) + 4 for name, value in headers.items()) > _MAX_HEADERS:
+            raise MalformedBody(f"The headers are larger than {_MAX_HEADERS} bytes; send fewer.")
         headers.setdefault("Content-Type", JSON)
         headers[REQUEST_ID] = request_id.get()
         headers[SENT] = f"{time.monotonic():.6f}"

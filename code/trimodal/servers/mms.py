@@ -55,6 +55,7 @@ class Service:
         """
         started = time.perf_counter()
         self.default_accept = settings.default_accept
+        self.timeout = settings.request_timeout
         handlers = self.handlers = find_handlers(model_dir, settings.program)
         if handlers.pre_model_fn is not None:
             _run("pre_model_fn", handlers.pre_model_fn, str(model_dir), context=context)
@@ -77,9 +78,16 @@ class Service:
             output_fn=timed(self.handlers.output_fn, "encode", recorder),
         )
 
-    def answer(self, body: bytes | str, content_type: str, accept: str, context: object) -> tuple[bytes, str]:
-        """Answers one request; returns the body and its media type."""
-        return finish(self.steps(body, content_type, accept, context, always))
+    def answer(
+        self, body: bytes | str, content_type: str, accept: str, context: object, begun: float | None = None
+    ) -> tuple[bytes, str]:
+        """Answers one request; returns the body and its media type.
+
+        Raises:
+            InferenceTimeout: the client waits no more: it sent the request at `begun`, seconds of the monotonic clock.
+        """
+        deadline = (time.monotonic() if begun is None else begun) + self.timeout
+        return finish(self.steps(body, content_type, accept, context, always), deadline)
 
     def steps(
         self, body: bytes | str, content_type: str, accept: str, context: object, alone: Alone
@@ -168,11 +176,12 @@ def _answer(service: Service, index: int, request: dict[str, Any], context: Any)
     content_type = str(headers.get("content-type") or JSON)
     accept = str(headers.get("accept") or "*/*")
     log.request_id.set(str(headers.get(REQUEST_ID, "")))
-    if service.recorder is not None and SENT in headers:
-        service.recorder.record("QueueTime", max(0.0, (time.monotonic() - float(headers[SENT])) * 1000))
+    sent = float(headers[SENT]) if SENT in headers else None
+    if service.recorder is not None and sent is not None:
+        service.recorder.record("QueueTime", max(0.0, (time.monotonic() - sent) * 1000))
     status = 200
     try:
-        content, media = service.answer(_body(request), content_type, accept, context)
+        content, media = service.answer(_body(request), content_type, accept, context, sent)
     except Exception as err:  # noqa: BLE001  whatever a user's handler raises must not reach the other requests
         status, error = error_answer(err)
         content, media = error.to_json(), JSON

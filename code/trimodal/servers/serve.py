@@ -17,8 +17,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-from aiohttp import web
-
 from trimodal.errors import ArtifactError, StartupError
 from trimodal.loading.hardware import detect, no_gpu, thread_count, worker_count
 from trimodal.loading.prepare import prepare
@@ -26,6 +24,7 @@ from trimodal.loading.selection import Selection
 from trimodal.servers import model_server
 from trimodal.servers.drain import drain
 from trimodal.servers.front import Front
+from trimodal.servers.front_protocol import BACKLOG, serving
 from trimodal.servers.limits import execution_parameters
 from trimodal.servers.telemetry import Telemetry
 from trimodal.servers.workers import failure, living, ready_workers, run_directory, served
@@ -33,7 +32,6 @@ from trimodal.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_BACKLOG = 1024
 _POLL_SECONDS = 0.05
 
 
@@ -134,19 +132,13 @@ async def listening(front: Front, port: int) -> AsyncIterator[None]:
         StartupError: the port is taken.
     """
     try:
-        sock = socket.create_server(("0.0.0.0", port), backlog=_BACKLOG)  # noqa: S104  a container serves its network
+        sock = socket.create_server(("0.0.0.0", port), backlog=BACKLOG)  # noqa: S104  a container serves its network
     except OSError as err:
         raise StartupError(f"Port {port} is taken; set SAGEMAKER_BIND_TO_PORT to a free one.") from err
-    runner = web.AppRunner(front.application(), access_log=None, shutdown_timeout=1)
-    await runner.setup()
-    site = web.SockSite(runner, sock)
-    await site.start()
-    try:
+    async with serving(front.application(), sock) as stop:
         yield
         front.draining = True
-        await drain(sock, site.stop, lambda: front.in_flight)
-    finally:
-        await runner.cleanup()
+        await drain(sock, stop, lambda: front.in_flight)
 
 
 async def until_stopped(server: model_server.ModelServer, stop: asyncio.Event, look: Callable[[], None]) -> None:

@@ -30,6 +30,7 @@ from trimodal.loading.hardware import detect, no_gpu, thread_count
 from trimodal.loading.prepare import prepare
 from trimodal.loading.selection import Selection
 from trimodal.servers.asgi import App
+from trimodal.servers.asgi_protocol import Protocol
 from trimodal.servers.batching import batched, pays
 from trimodal.servers.body import BodyReader
 from trimodal.servers.drain import drain
@@ -204,7 +205,7 @@ class _Process:
 def _configuration(app: App) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=Protocol,
         ws="none",
         lifespan="off",
         access_log=False,

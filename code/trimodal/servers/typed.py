@@ -24,7 +24,7 @@ def predict_steps(model: object) -> Callable[[bytes, Alone], Steps[tuple[bytes, 
     def steps(body: bytes, alone: Alone) -> Steps[tuple[bytes, str]]:
         if not isinstance(model, Pipeline):
             raise NotFound("This model has handlers of its own; use POST /invocations.")
-        predictions = yield from model.steps(decode(body, JSON), alone)
+        predictions = yield from model.steps(decode(body, JSON, model.limits), alone)
         return encode(predictions, JSON, FORM)
 
     return steps

@@ -5,18 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from trimodal.errors import InvalidRecord, MalformedBody, RequestError
+from trimodal.limits import DEFAULT_LIMITS, Limits
 from trimodal.records import Payload, Record, Row, Schema
 
 
-def name_fields(payload: Payload, schema: Schema, errors: dict[int, RequestError] | None = None) -> list[Record]:
+def name_fields(
+    payload: Payload,
+    schema: Schema,
+    errors: dict[int, RequestError] | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> list[Record]:
     """Gives each row's values their field names; names decide, position only where there are none.
 
     Args:
         payload: the request.
         schema: the model's fields.
         errors: takes why a record is left out, by its place; None where one such record fails its request.
+        limits: what a request may hold.
 
     Raises:
+        PayloadTooLarge: there are too many records.
         RequestError: a row has the wrong number of values, lacks a required field, or cannot be read.
         MalformedBody: a CSV header is not followed by any record.
     """
@@ -26,6 +34,8 @@ def name_fields(payload: Payload, schema: Schema, errors: dict[int, RequestError
         rows, columns = rows[1:], header
         if not rows:
             raise MalformedBody("The CSV body holds a header and no record.")
+    if len(rows) > limits.records:
+        raise limits.too_many_records()
     records: list[Record] = []
     for index, row in enumerate(rows):
         try:
@@ -81,7 +91,7 @@ def _record(index: int, row: Row, columns: tuple[str, ...] | None, schema: Schem
     if isinstance(row, RequestError):
         raise row
     if not isinstance(row, Mapping):
-        row = _by_position(index, row, columns)
+        row = _by_position(index, row, columns, schema)
     required = schema.fields if schema.columns is not None else ()
     missing = [name for name in required if name not in row]
     if not missing and not any(name in row for name in schema.fields):
@@ -92,7 +102,9 @@ def _record(index: int, row: Row, columns: tuple[str, ...] | None, schema: Schem
     return Record(index, row)
 
 
-def _by_position(index: int, row: Sequence[object], columns: tuple[str, ...] | None) -> Mapping[str, object]:
+def _by_position(
+    index: int, row: Sequence[object], columns: tuple[str, ...] | None, schema: Schema
+) -> Mapping[str, object]:
     if columns is None:
         raise InvalidRecord(
             f"Record {index} has values without names, and the model directory has no feature_columns.txt; "
@@ -100,8 +112,7 @@ def _by_position(index: int, row: Sequence[object], columns: tuple[str, ...] | N
             record=index,
         )
     if len(row) != len(columns):
-        raise InvalidRecord(
-            f"Record {index} has {len(row)} columns; the model expects {len(columns)}: {', '.join(columns)}.",
-            record=index,
-        )
+        own = columns is schema.columns  # else they are the request's text, which no error quotes
+        expected = f"the model expects {len(columns)}: {', '.join(columns)}" if own else f"its header {len(columns)}"
+        raise InvalidRecord(f"Record {index} has {len(row)} columns; {expected}.", record=index)
     return dict(zip(columns, row, strict=True))

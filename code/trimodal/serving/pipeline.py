@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from trimodal.errors import InvalidRecord, RequestError
+from trimodal.limits import DEFAULT_LIMITS, Limits
 from trimodal.records import Features, FloatArray, Payload, Predictions, Record, Schema
 from trimodal.serving.calibrate import Calibrator
 from trimodal.serving.decode import decode, find_decoder
@@ -19,6 +21,9 @@ from trimodal.serving.tabular import is_missing
 
 SLICE_RECORDS = 32
 """Records whose texts are tokenized before other requests get a turn."""
+
+SLICE_SECONDS = 0.05
+"""Time after which they get one anyway: long texts take longer."""
 
 
 class Reader(Protocol):
@@ -50,6 +55,7 @@ class Pipeline:
         form: how answers are written.
         binary: two classes, one score.
         classes: how many; only read where records could not be scored.
+        limits: what a request may hold.
         report_errors: a record that cannot be scored is answered with an error in its place; else its request fails.
         status: what serves and why, in plain values: level of the ladder, rung, precision, engine, causes.
     """
@@ -61,6 +67,7 @@ class Pipeline:
     form: ResponseFormat
     binary: bool
     classes: int = 2
+    limits: Limits = DEFAULT_LIMITS
     report_errors: bool = False
     status: Mapping[str, Any] = field(default_factory=dict)
 
@@ -80,7 +87,8 @@ class Pipeline:
         """
         find_decoder(content_type)
         negotiate(accept, self.form.default)
-        return encode(self.predict(decode(body, content_type, report=self.report_errors)), accept, self.form)
+        payload = decode(body, content_type, self.limits, report=self.report_errors)
+        return encode(self.predict(payload), accept, self.form)
 
     def predict(self, payload: Payload) -> Predictions:
         """Scores the records of a decoded request.
@@ -99,8 +107,9 @@ class Pipeline:
             alone: tells whether a slice may take every core.
         """
         errors: dict[int, RequestError] = {}
-        records = name_fields(payload, self.schema, errors if self.report_errors else None)
+        records = name_fields(payload, self.schema, errors if self.report_errors else None, self.limits)
         features: list[Features] = []
+        begun = time.perf_counter()
         for place, record in enumerate(records, start=1):
             try:
                 features.append(self.features.encode(record))
@@ -108,8 +117,9 @@ class Pipeline:
                 if not self.report_errors:
                     raise
                 errors[record.index] = err
-            if place % SLICE_RECORDS == 0:
+            if place % SLICE_RECORDS == 0 or time.perf_counter() - begun > SLICE_SECONDS:
                 yield
+                begun = time.perf_counter()
         probabilities = (yield from self.runner.steps(features, alone)) if features else self._nothing(0)
         return self._predictions(records, probabilities, errors)
 

@@ -6,9 +6,12 @@ what runs between the slices; a generator that is closed early has done no harm.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator
 from typing import TypeVar
+
+from trimodal.errors import InferenceTimeout
 
 T = TypeVar("T")
 
@@ -24,14 +27,24 @@ def always() -> bool:
     return True
 
 
-def finish(steps: Steps[T]) -> T:
-    """Does every slice and returns the result."""
-    while True:
+def finish(steps: Steps[T], deadline: float = math.inf) -> T:
+    """Does every slice and returns the result.
+
+    Args:
+        steps: the work.
+        deadline: when nobody waits for it any more, seconds of the monotonic clock.
+
+    Raises:
+        InferenceTimeout: the deadline came before the end; no slice is begun after it.
+    """
+    while time.monotonic() <= deadline:
         try:
             next(steps)
         except StopIteration as end:
             result: T = end.value
             return result
+    steps.close()
+    raise InferenceTimeout("There was no answer in time; send fewer records.")
 
 
 def timed(steps: Steps[T]) -> Steps[tuple[T, float]]:

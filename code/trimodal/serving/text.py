@@ -8,25 +8,18 @@ characters, and full chunks lose up to two tokens to `[CLS]` and `[SEP]`.
 from __future__ import annotations
 
 import re
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from bs4 import BeautifulSoup
-from bs4._warnings import UnusualUsageWarning
-from bs4.exceptions import ParserRejectedMarkup
 from tokenizers import Encoding, Tokenizer
 
 from trimodal.records import EncodedText
-
-# A message is a customer's text, whatever it looks like; a filter of the process, because one per call races.
-warnings.filterwarnings("ignore", category=UnusualUsageWarning)
+from trimodal.serving.markup import TextError, normalize_html
 
 PLACEHOLDER = "."
 """The one chunk of a text in which nothing is left to read."""
 
-_MESSAGE = re.compile(r"\[bom\](.*?)\[eom\]", re.DOTALL)
-_MARKUP = re.compile("[<&]")
+_BEGIN, _END = "[bom]", "[eom]"
 _SPACES = re.compile(r"\s+")
 _EMOJI = re.compile(
     "["
@@ -53,29 +46,21 @@ _CLEAN_UP = (
 """`PreTrainedTokenizerBase.clean_up_tokenization` of transformers, in its order."""
 
 
-class TextError(ValueError):
-    """A text that its processing steps cannot read; the message never holds the text."""
-
-
 @dataclass(slots=True)
 class _Counts:
     cut_messages: int = 0
     dropped_chunks: int = 0
 
 
-def normalize_html(message: str) -> str:
-    """Returns the text of an HTML fragment, its pieces stripped and joined by one space.
-
-    Raises:
-        TextError: the parser rejects the markup.
-    """
-    if not _MARKUP.search(message):
-        return message.strip()
-    try:
-        soup = BeautifulSoup(message, "html.parser")
-    except (ParserRejectedMarkup, AssertionError, ValueError) as err:
-        raise TextError("holds markup that cannot be parsed") from err
-    return soup.get_text(separator=" ", strip=True)
+def marked_messages(text: str) -> Iterator[str]:
+    """Yields what stands between each `[bom]` and the next `[eom]`, in one pass whatever the text."""
+    end = 0
+    while (begin := text.find(_BEGIN, end)) >= 0:
+        begin += len(_BEGIN)
+        if (stop := text.find(_END, begin)) < 0:
+            return
+        yield text[begin:stop]
+        end = stop + len(_END)
 
 
 def remove_emoji(message: str) -> str:
@@ -139,9 +124,9 @@ class TextEncoder:
 
     def _split(self, text: str) -> tuple[list[str], bool]:
         """Returns the messages between the markers, and whether there were none."""
-        messages = [message for m in _MESSAGE.finditer(text) if (message := m[1].strip())]
-        if messages or _MESSAGE.search(text):
-            return messages, False
+        marked = list(marked_messages(text))
+        if marked:
+            return [message for inner in marked if (message := inner.strip())], False
         if self.read_unmarked and text.strip():
             return [text.strip()], True
         return [], True

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import io
 import json
 import logging
@@ -18,7 +19,7 @@ from mms.context import Context, RequestProcessor
 
 import inference
 from model_directories import write_model_directory as write
-from trimodal.servers import mms
+from trimodal.servers import front_protocol, mms
 from trimodal.servers.front import Front
 from trimodal.servers.mms import handle
 from trimodal.servers.workers import ANSWERED
@@ -152,14 +153,9 @@ class FrontAnswer:
 
 @contextlib.asynccontextmanager
 async def listening(app):
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
+    sock = socket.create_server(("127.0.0.1", 0))
+    async with front_protocol.serving(app, sock):
+        yield f"http://127.0.0.1:{sock.getsockname()[1]}"
 
 
 def free_address():
@@ -171,7 +167,8 @@ def _talk(scenario, upstream=None, *, timeout=30, ready=1):
     """Runs a scenario against a front before a model server; without one, nobody listens there.
 
     Args:
-        scenario: coroutine function of `ask` and the front; `ask(method, path, …)` sends one request.
+        scenario: coroutine function of `ask`, the front and, if it takes it, the front's address;
+            `ask(method, path, …)` sends one request.
         upstream: the model server.
         timeout: seconds that a request may take.
         ready: workers that can answer.
@@ -193,7 +190,8 @@ def _talk(scenario, upstream=None, *, timeout=30, ready=1):
                 async with session.request(method, base + path, data=data, **options) as answer:
                     return FrontAnswer(answer.status, answer.headers.copy(), await answer.read())
 
-            return await scenario(ask, front)
+            known = (ask, front, base)
+            return await scenario(*known[: len(inspect.signature(scenario).parameters)])
 
     return asyncio.run(run())
 

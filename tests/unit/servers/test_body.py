@@ -79,3 +79,17 @@ def test_a_client_that_goes_away_leaves_nothing_behind():
     with pytest.raises(ClientDisconnect):
         read(reader, b"x" * 500, gone=True)
     assert reader._held == 0
+
+
+def test_what_follows_a_packed_body_is_refused_and_not_kept():
+    for more in (b"x", pack(b"y"), bytes(4000)):
+        with pytest.raises(MalformedBody):
+            read(BodyReader(5000, 5000), pack(b"x"), more, content_encoding="gzip")
+
+
+def test_packed_nothing_counts_as_it_was_sent():
+    packer = zlib.compressobj(wbits=zlib.MAX_WBITS | 16)
+    blocks = [packer.compress(b"x") + packer.flush(zlib.Z_FULL_FLUSH)]
+    blocks += [b"\0\0\0\xff\xff"] * 1000  # empty blocks, each a whole one
+    with pytest.raises(PayloadTooLarge):
+        read(BodyReader(1000, 10_000), *blocks, content_encoding="gzip")

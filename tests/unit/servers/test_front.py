@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
 
 import pytest
 
@@ -191,3 +192,46 @@ def test_a_body_that_cannot_be_unpacked_is_a_client_error(one, upstream_of):
     assert answer.status == 400
     assert answer.error()["code"] == "malformed_body"
     assert upstream.requests == []
+
+
+def test_a_body_that_does_not_come_to_its_end_is_408(talk, upstream_of):
+    upstream = upstream_of()
+
+    async def never_ending():
+        yield b"{"
+        await asyncio.Event().wait()
+
+    answer = talk(lambda ask, _front: ask("POST", "/invocations", data=never_ending()), upstream, timeout=1)
+
+    assert (answer.status, answer.error()["code"]) == (408, "request_timeout")
+    assert answer.error()["message"] == "The body did not arrive within 1 seconds; send it faster."
+    assert upstream.requests == []
+
+
+def test_more_headers_than_the_model_server_takes_are_a_client_error(one, upstream_of):
+    upstream = upstream_of()
+
+    answer = one("POST", "/invocations", upstream, data=b"{}", headers={"X-A": "x" * 4000, "X-B": "x" * 4000})
+
+    assert (answer.status, answer.error()["code"]) == (400, "malformed_body")
+    assert "7680 bytes" in answer.error()["message"]
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize("sent", [b"sesame4711\r\n\r\n", b"POST / HTTP/1.1\r\nsesame4711\r\n\r\n"])
+def test_neither_answer_nor_log_quotes_what_is_not_http(sent, talk, caplog):
+    async def scenario(_ask, _front, base):
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(base.rpartition(":")[2]))
+        writer.write(sent)
+        answer = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        return answer
+
+    head, _, body = talk(scenario).partition(b"\r\n\r\n")
+
+    assert head.split()[1] == b"400"
+    assert json.loads(body)["error"]["code"] == "malformed_body"
+    assert b"sesame" not in body
+    assert "sesame" not in caplog.text
+    assert "a request could not be read" in caplog.text

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
 from model_directories import PRIMARY, RECORD, SECONDARY
 from trimodal.servers.mms import handle
-from trimodal.servers.workers import ANSWERED
+from trimodal.servers.workers import ANSWERED, SENT
 
 pytestmark = pytest.mark.usefixtures("fresh_process")
 
@@ -123,3 +124,10 @@ def test_an_error_holds_no_path_no_trace_and_nothing_of_the_record(worker, capsy
         assert "Traceback" not in text
         assert "/" not in text.replace("application/", "").replace("text/", "")
     assert SECRET not in capsys.readouterr().out
+
+
+def test_a_request_that_nobody_waits_for_any_more_is_not_worked_on(worker):
+    ask = worker(variables={"SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS": 60})
+    late, fresh = ask(*((BODY, JSON | {SENT: str(time.monotonic() - age)}) for age in (61, 1)))
+    assert (late.status, late.error()["code"]) == (504, "timeout")
+    assert fresh.status == 200

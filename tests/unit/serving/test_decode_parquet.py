@@ -10,8 +10,10 @@ import pytest
 from pyarrow import parquet
 
 from trimodal.errors import MalformedBody, PayloadTooLarge, RequestError
-from trimodal.serving import decode as decode_module
-from trimodal.serving.decode import PARQUET_BATCH, decode
+from trimodal.limits import Limits
+from trimodal.serving import parquet as parquet_module
+from trimodal.serving.decode import decode
+from trimodal.serving.parquet import BATCH
 
 PARQUET = "application/x-parquet"
 
@@ -106,7 +108,7 @@ def test_a_parquet_bomb_is_too_large():
     ids=["one long text many times", "many small rows", "a long list"],
 )
 def test_a_dictionary_encoded_parquet_bomb_is_too_large(columns, monkeypatch):
-    monkeypatch.setattr(decode_module, "MAX_PARQUET_BYTES", 100_000)
+    monkeypatch.setattr(parquet_module, "MAX_BYTES", 100_000)
     body = write_parquet(columns)
     assert len(body) < 20_000
     with pytest.raises(PayloadTooLarge):
@@ -114,16 +116,16 @@ def test_a_dictionary_encoded_parquet_bomb_is_too_large(columns, monkeypatch):
 
 
 def test_records_keep_their_order_over_all_batches():
-    numbers = list(range(5 * PARQUET_BATCH + 3))
-    rows = decode(write_parquet({"amount": numbers}, row_group_size=7 * PARQUET_BATCH // 3), PARQUET).rows
+    numbers = list(range(5 * BATCH + 3))
+    rows = decode(write_parquet({"amount": numbers}, row_group_size=7 * BATCH // 3), PARQUET).rows
     assert [row["amount"] for row in rows] == numbers
 
 
-def test_too_many_rows_are_too_large(monkeypatch):
-    monkeypatch.setattr(decode_module, "MAX_PARQUET_ROWS", 40)
-    assert len(decode(write_parquet({"amount": [1.0] * 40}), PARQUET).rows) == 40
-    with pytest.raises(PayloadTooLarge, match="or 40 rows; split it"):
-        decode(write_parquet({"amount": [1.0] * 41}), PARQUET)
+def test_too_many_rows_are_too_large():
+    limits = Limits(records=40)
+    assert len(decode(write_parquet({"amount": [1.0] * 40}), PARQUET, limits).rows) == 40
+    with pytest.raises(PayloadTooLarge, match="MAX_RECORDS=40"):
+        decode(write_parquet({"amount": [1.0] * 41}), PARQUET, limits)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +137,7 @@ def test_too_many_rows_are_too_large(monkeypatch):
     ids=["text", "dictionary"],
 )
 def test_a_bomb_is_noticed_before_it_takes_much_more_than_the_limit(store_schema, monkeypatch):
-    monkeypatch.setattr(decode_module, "MAX_PARQUET_BYTES", 10_000_000)
+    monkeypatch.setattr(parquet_module, "MAX_BYTES", 10_000_000)
     long_text = pa.DictionaryArray.from_arrays(np.zeros(1000, np.int32), ["x" * 100_000])
     body = write_parquet({"chat": long_text}, store_schema=store_schema)
     tracemalloc.start()
@@ -165,3 +167,75 @@ def test_a_date_that_python_cannot_hold_is_a_client_error(values):
 def test_an_unknown_time_zone_is_a_client_error():
     with pytest.raises(RequestError):
         decode(write_parquet({"shipped": pa.array([1], pa.timestamp("us", tz="Nowhere/Land"))}), PARQUET)
+
+
+def varint(number):
+    """A number as thrift's compact protocol writes it."""
+    number *= 2  # zigzag of a number that is not negative
+    out = bytearray()
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*out, number])
+
+
+def test_a_footer_that_tells_less_than_the_pages_hold_is_not_believed():
+    body = write_parquet(
+        {"chat": ["x" * 150_000_000]}, compression="zstd", use_dictionary=False, write_statistics=False
+    )
+    column = parquet.ParquetFile(io.BytesIO(body)).metadata.row_group(0).column(0)
+    told = varint(column.total_uncompressed_size)
+    lie = bytes([*(byte | 128 for byte in varint(7).ljust(len(told) - 1, b"\0")), 0])
+    footer = len(body) - 8 - int.from_bytes(body[-8:-4], "little")
+    assert told in body[footer:]
+    lying = body[:footer] + body[footer:].replace(told, lie)
+    assert parquet.ParquetFile(io.BytesIO(lying)).metadata.row_group(0).column(0).total_uncompressed_size == 7
+    with pytest.raises(PayloadTooLarge, match="once it is unpacked"):
+        decode(lying, PARQUET)
+
+
+def test_a_page_that_tells_less_than_it_holds_is_malformed():
+    body = write_parquet({"chat": ["x" * 1000]}, compression="zstd", use_dictionary=False, write_statistics=False)
+    size = varint(1010)  # six bytes of levels, four of the text's length, and the text
+    assert size in body[:10]
+    rejected(body.replace(size, varint(1009), 1), PARQUET)
+
+
+def test_long_lists_of_one_long_text_are_too_large():
+    words = pa.DictionaryArray.from_arrays(np.zeros(100_000, np.int32), ["x" * 10_000])
+    lists = pa.ListArray.from_arrays(pa.array([0, 100_000], pa.int32()), words)
+    body = write_parquet({"chat": lists}, store_schema=False)
+    assert len(body) < 30_000
+    with pytest.raises(PayloadTooLarge, match="once it is unpacked"):
+        decode(body, PARQUET)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.nulls(100_001),
+        pa.ListArray.from_arrays(pa.array([0, 100_001], pa.int32()), pa.nulls(100_001)),
+        pa.ListArray.from_arrays(pa.array([0, 100_001], pa.int32()), pa.array(np.zeros(100_001, bool))),
+    ],
+    ids=["nulls", "list of nulls", "list of booleans"],
+)
+def test_values_that_weigh_nothing_are_counted(values):
+    body = write_parquet({"amount": values})
+    assert len(body) < 2000
+    with pytest.raises(PayloadTooLarge):
+        decode(body, PARQUET, Limits(records=10 if len(values) == 1 else 5000))
+
+
+def test_a_long_footer_is_not_read():
+    body = write_parquet({f"column {number}": [1] for number in range(20_000)})
+    with pytest.raises(PayloadTooLarge, match="footer"):
+        decode(body, PARQUET)
+
+
+def test_empty_row_groups_are_passed_over():
+    out = io.BytesIO()
+    table = pa.table({"amount": [1.0]})
+    with parquet.ParquetWriter(out, table.schema) as writer:
+        for part in (table.slice(0, 0), table, table.slice(0, 0), table):
+            writer.write_table(part)
+    assert [row["amount"] for row in decode(out.getvalue(), PARQUET).rows] == [1.0, 1.0]

@@ -21,10 +21,12 @@ from trimodal.errors import (
     UnsupportedMedia,
 )
 from trimodal.records import Payload
+from trimodal.serving import pipeline as pipeline_module
 from trimodal.serving.calibrate import Calibrator
 from trimodal.serving.encode import ResponseFormat
 from trimodal.serving.features import FeatureEncoder
 from trimodal.serving.pipeline import Pipeline
+from trimodal.serving.steps import always
 from trimodal.serving.tabular import RiskTable, TabularEncoder
 from trimodal.serving.text import TextEncoder
 
@@ -291,3 +293,13 @@ def answer_or_error(pipeline, body, accept):
         return pipeline.answer(body, JSON, accept)
     except RequestError as err:
         return err
+
+
+def test_long_texts_end_a_slice_before_its_records_do(pipeline, monkeypatch):
+    def slices():
+        steps = pipeline.steps(Payload(RECORDS * 4), always)
+        return sum(1 for _ in steps)
+
+    together = slices()
+    monkeypatch.setattr(pipeline_module, "SLICE_SECONDS", 0)
+    assert slices() == together + 4 * len(RECORDS)

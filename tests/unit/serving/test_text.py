@@ -8,13 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimodal.serving.text import (
-    MESSAGE_STEPS,
-    PLACEHOLDER,
-    STEPS,
-    TextEncoder,
-    TextError,
-)
+from trimodal.serving.markup import TextError
+from trimodal.serving.text import MESSAGE_STEPS, PLACEHOLDER, STEPS, TextEncoder
 
 ALL_STEPS = (
     "dialogue_splitter",

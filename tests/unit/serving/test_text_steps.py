@@ -12,7 +12,8 @@ from bs4 import BeautifulSoup
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimodal.serving.text import TextError, clean_up_tokenization, normalize_html, normalize_text, remove_emoji
+from trimodal.serving.markup import TextError, normalize_html
+from trimodal.serving.text import clean_up_tokenization, normalize_text, remove_emoji
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_markup_at_which_the_parser_stumbles_is_read_or_refused(markup):
 
 def test_markup_that_is_unusual_is_read_without_a_warning():
     program = (
-        "from trimodal.serving.text import normalize_html\n"
+        "from trimodal.serving.markup import normalize_html\n"
         "print(normalize_html('<?xml version=\"1.0\"?><note>hello</note>'))\n"
         "print(normalize_html('https://example.com/?a=1&b=2'))\n"
     )

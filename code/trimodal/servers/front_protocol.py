@@ -1,0 +1,71 @@
+"""How the front speaks HTTP: what is not HTTP is answered in our form, and neither answer nor log quotes it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import cast
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+from trimodal.errors import InferenceFailed
+from trimodal.servers.body import not_http
+
+logger = logging.getLogger(__name__)
+
+BACKLOG = 1024
+
+_SILENT = logging.getLogger("aiohttp.access")
+_SILENT.disabled = True  # each request has a line of ours
+
+
+class Connection(RequestHandler):
+    """One connection of a client."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002  aiohttp's, which quotes the request, its body too
+    ) -> web.StreamResponse:
+        """Answers what could not be read as a request, and closes the connection."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer has begun")
+        logger.warning("a request could not be read", extra={"cause": type(exc).__name__})
+        error = InferenceFailed("The request could not be answered.") if status >= 500 else not_http()
+        response = web.Response(status=error.status, body=error.to_json(), content_type="application/json")
+        response.force_close()
+        return response
+
+
+@contextlib.asynccontextmanager
+async def serving(app: web.Application, sock: socket.socket) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Serves an application on a socket; yields what stops accepting connections.
+
+    Bodies are unpacked by `trimodal.servers.body`, so that both servers take and refuse the same.
+    """
+    runner = web.AppRunner(app, shutdown_timeout=1)
+    await runner.setup()
+    manager = cast("web.Server", runner.server)  # there since the set-up
+    loop = asyncio.get_running_loop()
+
+    def connection() -> Connection:
+        return Connection(manager, loop=loop, access_log=_SILENT, auto_decompress=False)
+
+    server = await loop.create_server(connection, sock=sock, backlog=BACKLOG)
+
+    async def stop() -> None:
+        server.close()
+
+    try:
+        yield stop
+    finally:
+        server.close()
+        await runner.cleanup()
