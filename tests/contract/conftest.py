@@ -128,9 +128,10 @@ class Server:
     def descendants(self) -> list[tuple[int, int]]:
         """Pairs of process and parent of all that the server has started."""
         found = []
-        for one in psutil.Process(self.process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                found.append((one.pid, one.ppid()))
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended
+            for one in psutil.Process(self.process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    found.append((one.pid, one.ppid()))
         return found
 
     def terminate(self) -> int:

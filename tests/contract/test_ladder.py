@@ -177,14 +177,16 @@ def test_sigterm_while_another_container_optimizes(start, model):
     shutil.rmtree(lock.with_suffix(""))
     environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "code")}
     with subprocess.Popen([sys.executable, "-c", HOLD, lock], env=environ, stdout=subprocess.PIPE) as other:
-        assert other.stdout.readline() == b"held\n"
-        server = start(model, wait=False)
-        wait_for(lambda: str(lock) in "".join(_open_files(server)))
+        try:
+            assert other.stdout.readline() == b"held\n"
+            server = start(model, wait=False)
+            wait_for(lambda: str(lock) in "".join(_open_files(server)))
 
-        assert server.terminate() == 0
+            assert server.terminate() == 0
 
-        assert optimizing(server) == []
-        other.kill()
+            assert optimizing(server) == []
+        finally:
+            other.kill()
 
 
 def _open_files(server):
