@@ -39,9 +39,9 @@ from trimodal.errors import (
 )
 from trimodal.loading.hardware import libraries
 from trimodal.servers.body import BodyReader
+from trimodal.servers.docs import documentation
 from trimodal.servers.limits import execution_parameters
 from trimodal.servers.mms import Service, error_answer
-from trimodal.servers.openapi import documentation
 from trimodal.servers.scheduler import Scheduler
 from trimodal.servers.telemetry import Telemetry
 from trimodal.servers.typed import predict_steps

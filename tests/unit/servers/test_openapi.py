@@ -10,6 +10,7 @@ from trimodal.loading.load import load_pipeline
 from trimodal.servers.limits import execution_parameters
 from trimodal.servers.openapi import describe
 from trimodal.servers.typed import predict_steps
+from trimodal.serving.decode import DECODERS
 from trimodal.serving.steps import always, finish
 from trimodal.settings import MIB, Settings
 
@@ -77,8 +78,57 @@ def test_fields_are_required_only_where_the_model_says_so(demo):
 
 
 def test_more_classes(demo):
-    answer = describe(replace(demo, binary=False), Settings())["components"]["schemas"]["Scores"]
-    assert "prob_01" in answer["properties"]["predictions"]["items"]["description"]
+    answer = describe(replace(demo, binary=False, classes=3), Settings())["components"]["schemas"]["Scores"]
+    names = {f"{kind}prob_{number:02d}" for number in (1, 2, 3) for kind in ("", "calibrated_")}
+    assert set(answer["properties"]["predictions"]["items"]["properties"]) == names
+    assert set(answer["example"]["predictions"][0]) == names
+
+
+def test_the_examples_of_requests_are_scored(demo):
+    document = describe(demo, Settings())
+    record = json.dumps(document["components"]["schemas"]["Record"]["example"])
+    contents = document["paths"]["/invocations"]["post"]["requestBody"]["content"]
+    expected, _ = demo.answer(record.encode(), "application/json", None)
+    assert set(contents) == set(DECODERS)
+    for media, content in contents.items():
+        if "parquet" not in media:
+            assert demo.answer(content.get("example", record).encode(), media, None)[0] == expected
+
+
+def test_the_examples_of_answers_are_as_answers_are(demo, record):
+    document = describe(demo, Settings())
+    scores, typed = (document["components"]["schemas"][name]["example"] for name in ("Scores", "TypedScores"))
+    for media, content in document["paths"]["/invocations"]["post"]["responses"]["200"]["content"].items():
+        answer = demo.answer(json.dumps(record).encode(), "application/json", media)[0].decode()
+        if media == "application/json":
+            assert scores["predictions"][0].keys() == json.loads(answer)["predictions"][0].keys()
+        elif "json" in media:
+            assert content["example"].keys() == json.loads(answer).keys()
+        else:
+            assert content["example"] == "0.7500,0.7500,0.7500\n"
+            assert len(answer) == len(content["example"])
+    assert typed["predictions"] == [{**dict.fromkeys(("legacy-score", "calibrated-score", "score-percentile"), 0.75),
+                                     "output-label": "class-1", "order_id": "A-1"}]  # fmt: skip
+
+
+def test_every_error_has_its_own_example(demo):
+    responses = describe(demo, Settings())["paths"]["/invocations"]["post"]["responses"]
+    errors = {status: answer["content"]["application/json"]["example"]["error"]
+              for status, answer in responses.items() if status != "200"}  # fmt: skip
+    assert set(errors) == {"400", "406", "413", "415", "422", "429", "500", "503", "504"}
+    assert len({error["code"] for error in errors.values()}) == len(errors)
+    assert all(error["message"].endswith(".") for error in errors.values())
+
+
+def test_the_introduction_names_the_fields(demo):
+    text = describe(demo, Settings())["info"]["description"]
+    assert "`dialogue`, `shiptrack" in text.replace(" and ", ", ")
+    assert "9 tabular fields" in text
+    assert "must be there" in text
+    assert (
+        "not there"
+        in describe(replace(demo, schema=replace(demo.schema, columns=None)), Settings())["info"]["description"]
+    )
 
 
 def test_a_users_own_model_has_no_fields():
