@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import litserve  # type: ignore[import-not-found]  # optional, as is FastAPI
+import litserve
 import uvicorn
 from fastapi import FastAPI
 
@@ -77,7 +77,7 @@ def serve_fastapi(pipeline: Pipeline, port: int) -> None:
     uvicorn.run(app, port=port, log_level="warning")
 
 
-class Api(litserve.LitAPI):  # type: ignore[misc]
+class Api(litserve.LitAPI):
     """What each worker process of LitServe runs."""
 
     def __init__(self, model_dir: Path) -> None:
