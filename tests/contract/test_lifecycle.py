@@ -18,7 +18,7 @@ ONLY_MMS = pytest.mark.parametrize("kind", ["mms"], indirect=True, scope="module
 @pytest.fixture
 def copy(model_dir, tmp_path):
     """A copy of the demo model that a test may damage."""
-    return shutil.copytree(model_dir, tmp_path / "model")
+    return shutil.copytree(model_dir, tmp_path / "model", ignore=shutil.ignore_patterns("optimized"))
 
 
 def wait_for(condition, seconds=20):
