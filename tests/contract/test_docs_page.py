@@ -30,18 +30,23 @@ class Page:
         self.browser.get(f"http://{HOST}:{port}/docs")
         self.find(".opblock")
 
-    def find(self, selector, inside=None):
-        """Waits for an element."""
-        wait = ui.WebDriverWait(self.browser, 20)
-        return wait.until(lambda browser: (inside or browser).find_elements("css selector", selector))[0]
+    def find_all(self, selector, inside=None, text=None):
+        """Waits until there are such elements (with this text), because the page draws itself piece by piece."""
+
+        def found(browser):
+            elements = (inside or browser).find_elements("css selector", selector)
+            return elements if text is None else [element for element in elements if element.text == text]
+
+        return ui.WebDriverWait(self.browser, 20).until(found)
+
+    def find(self, selector, inside=None, text=None):
+        """The first of them."""
+        return self.find_all(selector, inside, text)[0]
 
     def expand(self, path):
         """Opens an operation."""
-        block = next(
-            block
-            for block in self.browser.find_elements("css selector", ".opblock")
-            if block.find_element("css selector", ".opblock-summary-path").text == path
-        )
+        summary = self.find(".opblock-summary-path", text=path)
+        block = summary.find_element("xpath", "ancestor::div[contains(concat(' ', @class, ' '), ' opblock ')]")
         self.find(".opblock-summary-control", block).click()
         self.find(".opblock-body", block)
         return block
@@ -92,13 +97,11 @@ def test_what_a_newcomer_sees(page, golden):
     text = page.find(".info").text
     assert "Scores records of two texts, dialogue and shiptrack_event_history_by_order, and 9 tabular fields." in text
     assert "To begin, open POST /predict" in text
-    paths = [element.text for element in page.browser.find_elements("css selector", ".opblock-summary-path")]
+    paths = [element.text for element in page.find_all(".opblock-summary-path")]
     assert paths == ["/predict", "/invocations", "/ping", "/health", "/execution-parameters"]
-    schema = next(m for m in page.browser.find_elements("css selector", ".model-container") if m.text == "Record")
+    schema = page.find(".model-container", text="Record")
     page.find(".model-toggle", schema).click()
-    fields = {
-        element.text.rstrip("*") for element in schema.find_elements("css selector", ".property-row td:first-child")
-    }
+    fields = {element.text.rstrip("*") for element in page.find_all(".property-row td:first-child", schema)}
     assert fields == set(golden[0]["record"])
 
 
