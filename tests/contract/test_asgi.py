@@ -174,7 +174,7 @@ def test_too_many_requests_are_told_when_to_try_again(start, sleepy, record):
     for thread in threads:
         thread.join()
     assert sorted(outcomes) == [200, 200, 429, 429]
-    wait_for(lambda: sum(line.get("requests", 0) for line in server.log_lines if line.get("status") == 429) == 3)
+    wait_for(lambda: sum(line.get("requests", 1) for line in server.log_lines if line.get("status") == 429) == 3)
     assert server.predict(record).status == 200
     assert server.terminate() == 0
 
