@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,9 +53,9 @@ class Answer:
 
 
 class Server:
-    """A running `trimodal serve`."""
+    """A running `trimodal serve`; `within` is a command that starts it."""
 
-    def __init__(self, model_dir: Path, log: Path, **environ: str) -> None:
+    def __init__(self, model_dir: Path, log: Path, within: Sequence[str] = (), **environ: str) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -64,7 +64,7 @@ class Server:
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         with log.open("wb") as out:
             self.process = subprocess.Popen(
-                [TRIMODAL, "serve", model_dir],
+                [*within, TRIMODAL, "serve", model_dir],
                 env={**clean_environ(), "SAGEMAKER_BIND_TO_PORT": str(self.port), **environ},
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -171,12 +171,12 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def start(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
-    """Starts servers: `start(model_dir, wait=True, **environ)`; they end with the module."""
+    """Starts servers: `start(model_dir, wait=True, within=(), **environ)`; they end with the module."""
     servers: list[Server] = []
 
-    def run(model_dir: Path = DEMO, *, wait: bool = True, **environ: str) -> Server:
+    def run(model_dir: Path = DEMO, *, wait: bool = True, within: Sequence[str] = (), **environ: str) -> Server:
         log = tmp_path_factory.mktemp("server") / "log"
-        server = Server(model_dir, log, **{"MODEL_SERVER": kind, **environ})
+        server = Server(model_dir, log, within, **{"MODEL_SERVER": kind, **environ})
         servers.append(server)
         return server.wait_until_ready() if wait else server
 

@@ -40,7 +40,7 @@ from trimodal.errors import (
 from trimodal.loading.hardware import libraries
 from trimodal.servers.body import BodyReader
 from trimodal.servers.docs import documentation
-from trimodal.servers.limits import execution_parameters
+from trimodal.servers.limits import GONE, execution_parameters
 from trimodal.servers.mms import Service, error_answer
 from trimodal.servers.scheduler import Scheduler
 from trimodal.servers.telemetry import Telemetry
@@ -52,9 +52,6 @@ from trimodal.settings import Settings
 logger = logging.getLogger(__name__)
 
 JSON = "application/json"
-_GONE = 499
-"""What the log says of a request whose client has gone before its answer (nginx's number)."""
-
 
 T = TypeVar("T")
 Work = Callable[[bytes, Alone], Steps[tuple[bytes, str]]]
@@ -188,7 +185,7 @@ class App:
         try:
             content, media = await self._work(request, work)
         except ClientDisconnect:
-            return Response(status_code=_GONE), "client_gone"
+            return Response(status_code=GONE), "client_gone"
         except Exception as err:  # noqa: BLE001  whatever a handler raises must not reach the client as it is
             status, error = error_answer(err)
             return _error(error, status), error.code
@@ -274,7 +271,8 @@ def _context(settings: Settings, headers: Mapping[str, str]) -> Context:
 
 
 def _error(error: RequestError, status: int | None = None) -> Response:
-    return Response(error.to_json(), status or error.status, media_type=JSON)
+    headers = {"connection": "close"} if isinstance(error, RequestTimeout) else None
+    return Response(error.to_json(), status or error.status, headers, media_type=JSON)
 
 
 async def _not_found(_request: Request, _err: Exception) -> Response:
@@ -284,7 +282,7 @@ async def _not_found(_request: Request, _err: Exception) -> Response:
 async def _not_allowed(_request: Request, err: Exception) -> Response:
     response = _error(MethodNotAllowed("This method is not allowed here."))
     if isinstance(err, HTTPException) and err.headers:
-        allowed = {name.strip() for name in err.headers.get("Allow", "").split(",")} - {"HEAD"}
+        allowed = {name.strip() for name in err.headers.get("Allow", "").split(",")}
         response.headers["Allow"] = ", ".join(sorted(allowed))
     return response
 

@@ -1,15 +1,21 @@
-"""How `MODEL_SERVER=asgi` speaks HTTP: errors of the protocol in our form, and a head of bounded size."""
+"""How `MODEL_SERVER=asgi` speaks HTTP: half-closed clients, errors in our form, and a head of bounded size."""
 
 from __future__ import annotations
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import asyncio
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from trimodal.servers.body import not_http
 
 MAX_HEAD = 64 * 1024
 """Bytes of a request's line and headers, and of what stands between two pieces of its body or after the last."""
 
+_PROBE_SECONDS = (0.1, 0.3, 1.0)
+"""When, after a client has closed its sending side, it is asked whether it is still there; no client minds three
+interim answers."""
 
+_INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
 _BODY = not_http().to_json()
 _HEAD = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
 
@@ -19,9 +25,44 @@ class Protocol(HttpToolsProtocol):
 
     The parser keeps a header until it ends, however long it is; so what comes without adding to a body, or ending a
     request, is counted.
+
+    A client that has gone, and one that only sends no more, look alike until something is written: a socket that was
+    closed answers with a reset, and one that waits passes over an interim answer (RFC 9110, section 15.2).
     """
 
     _idle = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Takes a connection; its first request must come while an idle one is kept."""
+        super().connection_made(transport)
+        self.loop.call_later(self.timeout_keep_alive, self._expect_request)
+
+    def _expect_request(self) -> None:
+        if self._newest is None and not self.transport.is_closing():
+            self.transport.close()
+
+    @property
+    def _newest(self) -> RequestResponseCycle | None:
+        """The newest request and its answer; None before the first."""
+        return self.cycle
+
+    # asyncio lets a protocol say whether its side stays open; uvicorn's says nothing, which is no
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Keeps our side open while a request that was sent whole is not answered."""
+        newest = self._newest
+        if newest is None or newest.response_complete or newest.more_body:
+            return False
+        newest.keep_alive = False
+        for seconds in _PROBE_SECONDS:
+            self.loop.call_later(seconds, self._probe)
+        return True
+
+    def _probe(self) -> None:
+        """Asks, unless an answer is being written, or to a request before it, or to HTTP/1.0, which has no interim."""
+        newest = self.cycle
+        plain = not self.pipeline and not newest.response_started and newest.scope["http_version"] == "1.1"
+        if plain and not self.transport.is_closing():
+            self.transport.write(_INTERIM)
 
     def data_received(self, data: bytes) -> None:
         """Takes what the client has sent."""

@@ -28,6 +28,8 @@ from trimodal.errors import (
 )
 from trimodal.log import identify, request_id
 from trimodal.servers.body import too_large, unpacked
+from trimodal.servers.front_protocol import Connection
+from trimodal.servers.limits import GONE
 from trimodal.servers.workers import ANSWERED, CODE, REQUEST_ID, SENT, SHOWN
 
 logger = logging.getLogger(__name__)
@@ -117,9 +119,9 @@ class Front:
             app[_SESSION] = session
             yield
 
-    async def _retire_connection(self, _request: web.Request, response: web.StreamResponse) -> None:
-        """Tells clients, once draining, not to send another request on their connection."""
-        if self.draining:
+    async def _retire_connection(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Closes a connection after the last request on it: once draining, or when the client sends no more."""
+        if self.draining or (isinstance(request.protocol, Connection) and request.protocol.ends):
             response.force_close()
             response.headers["Connection"] = "close"
 
@@ -167,6 +169,9 @@ class Front:
             response = await work()
         except RequestError as err:
             response = _error(err)
+        except ConnectionResetError:
+            response = web.Response(status=GONE)
+            response[_CODE] = "client_gone"
         finally:
             self.in_flight -= 1
         milliseconds = round((time.perf_counter() - started) * 1000, 2)
@@ -272,5 +277,7 @@ def _server_error(status: int) -> RequestError:
 
 def _error(error: RequestError) -> web.Response:
     response = web.Response(status=error.status, body=error.to_json(), content_type=JSON)
+    if isinstance(error, RequestTimeout):
+        response.force_close()
     response[_CODE] = error.code
     return response

@@ -1,4 +1,4 @@
-"""How the front speaks HTTP: what is not HTTP is answered in our form, and neither answer nor log quotes it."""
+"""How the front speaks HTTP: half-closed clients are answered, and what is not HTTP, in our form and unquoted."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import contextlib
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import cast
+from typing import Any, cast
 
-from aiohttp import web
+from aiohttp import StreamReader, web
 from aiohttp.web_protocol import RequestHandler
 
 from trimodal.errors import InferenceFailed
 from trimodal.servers.body import not_http
+from trimodal.servers.limits import KEEP_ALIVE_SECONDS
 
 logger = logging.getLogger(__name__)
 
@@ -24,9 +25,36 @@ _SILENT.disabled = True  # each request has a line of ours
 
 
 class Connection(RequestHandler):
-    """One connection of a client."""
+    """One connection of a client.
 
-    __slots__ = ()
+    Attributes:
+        half_closed: the client sends no more, and waits for answers.
+    """
+
+    __slots__ = ("_newest", "half_closed")
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.half_closed = False
+        self._newest: StreamReader | None = None
+
+    def data_received(self, data: bytes) -> None:
+        """Reads requests, and remembers the body of the newest."""
+        super().data_received(data)
+        if self._messages:
+            self._newest = self._messages[-1][1]
+
+    # asyncio lets a protocol say whether its side stays open; aiohttp's says nothing, which is no
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Keeps our side open while a request that was sent whole is not answered."""
+        idle = self._waiter is not None and not self._waiter.done()
+        self.half_closed = not idle and self._newest is not None and self._newest.is_eof()
+        return self.half_closed
+
+    @property
+    def ends(self) -> bool:
+        """Whether no request comes after the one at hand."""
+        return self.half_closed and not self._messages
 
     def handle_error(
         self,
@@ -57,7 +85,9 @@ async def serving(app: web.Application, sock: socket.socket) -> AsyncIterator[Ca
     loop = asyncio.get_running_loop()
 
     def connection() -> Connection:
-        return Connection(manager, loop=loop, access_log=_SILENT, auto_decompress=False)
+        return Connection(
+            manager, loop=loop, access_log=_SILENT, auto_decompress=False, keepalive_timeout=KEEP_ALIVE_SECONDS
+        )
 
     server = await loop.create_server(connection, sock=sock, backlog=BACKLOG)
 

@@ -1,8 +1,14 @@
-"""What the container can take, as Batch Transform asks for it."""
+"""What the container can take of its clients."""
 
 from __future__ import annotations
 
 from trimodal.settings import MIB, Settings
+
+KEEP_ALIVE_SECONDS = 75
+"""How long a connection is kept on which no request comes."""
+
+GONE = 499
+"""What the log says of a request whose client has gone before its answer (nginx's number)."""
 
 _TRANSFORM_MB = 100
 """Most that Batch Transform has under way: MaxConcurrentTransforms × MaxPayloadInMB (CreateTransformJob's limit)."""

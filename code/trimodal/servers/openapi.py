@@ -14,6 +14,7 @@ from trimodal.errors import (
     NotAcceptable,
     PayloadTooLarge,
     RequestError,
+    RequestTimeout,
     TooManyRequests,
     Unavailable,
     UnsupportedMedia,
@@ -39,6 +40,7 @@ _NO_LINE = "Line 2 is not valid JSON: Expecting ',' delimiter at line 1 column 4
 _ERRORS: tuple[tuple[str, RequestError], ...] = (
     ("The body is empty, or not what its content type says.", MalformedBody(_NO_LINE)),
     ("Nothing in `Accept` can be produced.", NotAcceptable("None of the accepted media types can be produced.")),
+    ("The body did not arrive in time.", RequestTimeout("The body did not arrive within 60 seconds; send it faster.")),
     ("The body is too large.", PayloadTooLarge("The body is larger than 25 MB; send fewer records.")),
     ("Unknown content type or coding.", UnsupportedMedia("This content type is not supported.")),
     ("A record cannot be scored.", InvalidRecord("Record 0: the field x is not a number.", record=0)),

@@ -34,6 +34,7 @@ from trimodal.servers.asgi_protocol import Protocol
 from trimodal.servers.batching import batched, pays
 from trimodal.servers.body import BodyReader
 from trimodal.servers.drain import drain
+from trimodal.servers.limits import KEEP_ALIVE_SECONDS
 from trimodal.servers.mms import Service
 from trimodal.servers.pulse import Pulse
 from trimodal.servers.scheduler import Scheduler
@@ -45,7 +46,6 @@ logger = logging.getLogger("trimodal.servers.single")
 
 _BACKLOG = 1024
 _BEAT_SECONDS = 0.25
-_KEEP_ALIVE_SECONDS = 75
 _PR_SET_PDEATHSIG = 1
 _TOO_LATE = 2
 """Seconds after the drain in which connections may still be written to."""
@@ -213,7 +213,7 @@ def _configuration(app: App) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         backlog=_BACKLOG,
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_TOO_LATE,
     )
 

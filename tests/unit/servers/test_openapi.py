@@ -115,7 +115,7 @@ def test_every_error_has_its_own_example(demo):
     responses = describe(demo, Settings())["paths"]["/invocations"]["post"]["responses"]
     errors = {status: answer["content"]["application/json"]["example"]["error"]
               for status, answer in responses.items() if status != "200"}  # fmt: skip
-    assert set(errors) == {"400", "406", "413", "415", "422", "429", "500", "503", "504"}
+    assert set(errors) == {"400", "406", "408", "413", "415", "422", "429", "500", "503", "504"}
     assert len({error["code"] for error in errors.values()}) == len(errors)
     assert all(error["message"].endswith(".") for error in errors.values())
 
