@@ -75,12 +75,22 @@ class _Artifacts:
         self.tabular = pipeline.schema.tabular
 
 
-def test_a_worker_has_one_set_of_packed_encoders(settings, inject):
+def test_several_workers_have_one_set_of_packed_encoders_each(settings, inject):
     inject()
 
-    pipeline = load_pipeline(replace(settings, intra_op_threads=2))
+    pipeline = load_pipeline(replace(settings, workers=2, intra_op_threads=2))
 
     assert describe(pipeline.status)["packed"]
+    assert pipeline.runner.crowded is None
+
+
+@pytest.mark.parametrize("server", ["mms", "asgi"])
+def test_weights_that_are_opened_once_are_not_packed(settings, inject, server):
+    inject()
+
+    pipeline = load_pipeline(replace(settings, server=server, workers=1, intra_op_threads=2))
+
+    assert not describe(pipeline.status)["packed"]
     assert pipeline.runner.crowded is None
 
 

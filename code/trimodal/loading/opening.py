@@ -36,7 +36,7 @@ def open_built(built: Built, folder: Path, tuning: Tuning, *, pad_id: int = 0, c
         session = _open(built, folder / built.whole, tuning)
         return Runner(session, built.layout, pad_id)
     asked = [(part.file, tuning) for part in built.texts]
-    if tuning.crowded and built.packed and tuning.threads > 1:
+    if tuning.crowded and built.packed:
         asked += [(part.file, replace(tuning, threads=1, inter_op=1)) for part in built.texts]
     asked.append((built.head, replace(tuning, pack_into=None)))
     with ThreadPoolExecutor(len(asked)) as pool:

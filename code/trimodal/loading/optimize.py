@@ -28,7 +28,7 @@ from trimodal.loading.built import Built
 from trimodal.loading.compare import SLOWER, compare
 from trimodal.loading.facts import GraphInterface, ModelFacts, open_view, read_facts
 from trimodal.loading.graph import find_layout
-from trimodal.loading.hardware import Hardware, detect, libraries
+from trimodal.loading.hardware import Hardware, detect, libraries, shares_weights
 from trimodal.loading.journal import Journal, cause_of
 from trimodal.loading.load import feature_encoder, open_model
 from trimodal.loading.opening import AnyRunner, open_built
@@ -278,10 +278,9 @@ class Optimizer:
     def _open_candidate(self, rung: Rung, built: Built, subject: Subject) -> AnyRunner:
         """Opens what is judged: with packed weights, which is what is served then, or as it was built."""
         folder = self.folder / rung.name
-        tuning = replace(
-            self.tuning, cache_dir=None, crowded=False
-        )  # what engines keep is named after a path that will go
-        if packable(built):
+        # what engines keep is named after a path that will go
+        tuning = replace(self.tuning, cache_dir=None, crowded=False)
+        if shares_weights(self.settings, tuning.threads) and packable(built):
             started = time.perf_counter()
             try:
                 packed, runner = pack(built, folder, tuning, subject.probes.features, subject.pad_id)

@@ -15,6 +15,7 @@ from typing import Any
 import onnxruntime
 
 from trimodal.errors import OptimizationError
+from trimodal.loading.hardware import crowded
 from trimodal.loading.plan import CPU, CUDA, TENSORRT
 from trimodal.settings import Settings
 
@@ -48,8 +49,8 @@ class Tuning:
     @classmethod
     def of(cls, settings: Settings, threads: int) -> Tuning:
         """Reads the settings."""
-        crowded = settings.server == "asgi" and settings.workers != 1
-        return cls(threads, settings.inter_op_threads, settings.profiling, settings.optimized_dir, crowded)
+        twice = crowded(settings, threads)
+        return cls(threads, settings.inter_op_threads, settings.profiling, settings.optimized_dir, twice)
 
     def options(self, name: str, *, packed: bool = False) -> onnxruntime.SessionOptions:
         """Returns tuned options for the graph `name`; one that was saved with packed weights is optimized."""

@@ -38,11 +38,14 @@ def test_several_operators_at_once_are_run_in_parallel():
 
 
 @pytest.mark.parametrize(
-    ("server", "workers", "crowded"),
-    [("asgi", None, True), ("asgi", 4, True), ("asgi", 1, False), ("mms", None, False)],
-)
-def test_encoders_are_opened_twice_where_one_process_works_on_several_requests(server, workers, crowded):
-    assert Tuning.of(Settings(server=server, workers=workers), 2).crowded == crowded
+    ("server", "workers", "threads", "crowded"),
+    [
+        ("asgi", None, 2, True), ("asgi", 4, 2, True), ("asgi", 1, 2, False), ("asgi", 4, 1, False),
+        ("mms", None, 2, False), ("mms", 4, 2, False),
+    ],
+)  # fmt: skip
+def test_encoders_are_opened_twice_where_one_process_works_on_several_requests(server, workers, threads, crowded):
+    assert Tuning.of(Settings(server=server, workers=workers), threads).crowded == crowded
 
 
 def test_a_graph_with_packed_weights_is_not_optimized_again():
