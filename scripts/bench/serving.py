@@ -6,8 +6,8 @@
 Every request holds one record with texts of realistic lengths, and the encoder cache is off. First each server is
 started alone, and its memory taken: the proportional set size of the whole process tree, the largest seen after two
 clients have run. Then all servers are up at once and take turns, one of them under load at a time: closed loops of 1,
-2, 8 and 32 clients, the same requests in the same order; so a busy machine slows all of them alike. Figures are medians of
-the rounds with their range. Processor time is that of the server's processes. The clients run on the same machine:
+2, 8 and 32 clients, the same requests in the same order; so a busy machine slows all of them alike. Figures are medians
+of the rounds with their range. Processor time is that of the server's processes. The clients run on the same machine:
 compare servers, not machines. The bare pipeline answers the same bodies in a process of its own, without a server.
 Peers (see peers.py) run with a Python that has `requirements/peers.txt`.
 """
