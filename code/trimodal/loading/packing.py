@@ -56,8 +56,8 @@ def pack(
     shutil.rmtree(into, ignore_errors=True)
     into.mkdir()
     try:
-        writing = _open(built, folder, replace(tuning, profile=False, pack_into=into), pad_id)
-        (expected,) = _outputs(writing, probes)
+        writing = replace(tuning, profile=False, pack_into=into)
+        (expected,) = _outputs(_open(built, folder, writing, pad_id), probes)  # and closed, for its memory
         for path in folder.glob(f"{built.head}*"):
             (into / path.name).symlink_to(path)
         packed = replace(built, packed=True)
