@@ -19,8 +19,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 TRIMODAL = Path(sys.executable).with_name("trimodal")
 
@@ -65,6 +68,16 @@ def memory(root: int) -> float:
         match = re.search(r"^Pss:\s+(\d+)", text, re.MULTILINE)
         total += int(match[1]) if match else 0
     return total / 1024
+
+
+def processor_seconds(root: int) -> float:
+    """Returns the seconds of processor time that the live processes of a tree have taken."""
+    total = 0.0
+    for pid in descendants(root):
+        with suppress(psutil.Error):
+            times = psutil.Process(pid).cpu_times()
+            total += times.user + times.system
+    return total
 
 
 def free_port() -> int:

@@ -86,8 +86,9 @@ class Clients:
         self.requests = requests
         self._next = 0
 
-    def closed(self, clients: int, seconds: float) -> Outcome:
-        """Runs clients that each send the next request when the last is answered."""
+    def closed(self, clients: int, seconds: float, first: int = 0) -> Outcome:
+        """Runs clients that each send the next request when the last is answered, beginning with request `first`."""
+        self._next = first
         return asyncio.run(self._closed(clients, seconds))
 
     def open(self, rate: float, seconds: float, *, steady: bool = False) -> Outcome:

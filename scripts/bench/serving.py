@@ -1,13 +1,15 @@
 """Compares the two servers under load: latency, throughput, memory, and what overload does.
 
-    .venv/bin/python scripts/bench/serving.py MODEL_DIR [--seconds 10] [--rounds 2] [--overload 60] [--out DIR]
+    .venv/bin/python scripts/bench/serving.py MODEL_DIR [--seconds 10] [--rounds 3] [--overload 60] [--out DIR]
         [--set NAME=VALUE]… [--peers PYTHON]
 
-Every request holds one record with texts of realistic lengths, and the encoder cache is off. Each round starts each
-server anew and runs closed loops of 1, 2, 8 and 32 clients; the figures are those of the median round. The clients run
-on the same machine as the server: compare servers, not machines. Memory is the proportional set size of the whole
-process tree, the largest seen after two clients have run. The bare pipeline answers the same bodies in a process of its
-own, without a server. Peers (see peers.py) run with a Python that has `requirements/peers.txt`.
+Every request holds one record with texts of realistic lengths, and the encoder cache is off. First each server is
+started alone, and its memory taken: the proportional set size of the whole process tree, the largest seen after two
+clients have run. Then all servers are up at once and take turns, one of them under load at a time: closed loops of 1,
+2, 8 and 32 clients, the same requests in the same order; so a busy machine slows all of them alike. Figures are medians
+of the rounds with their range. Processor time is that of the server's processes. The clients run on the same machine:
+compare servers, not machines. The bare pipeline answers the same bodies in a process of its own, without a server.
+Peers (see peers.py) run with a Python that has `requirements/peers.txt`.
 """
 
 import argparse
@@ -22,16 +24,17 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from footprint import free_port, memory
+from footprint import free_port, memory, processor_seconds
 from load import Clients, Outcome, bodies
 from trimodal.loading.hardware import detect, libraries, no_gpu
 from trimodal.loading.load import load_pipeline
+from trimodal.serving.pipeline import Pipeline
 from trimodal.settings import Settings
 
 LOOPS = (1, 2, 8, 32)
@@ -72,25 +75,25 @@ def serving(
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def bare(model_dir: Path, requests: Sequence[bytes], seconds: float) -> dict[str, Any]:
-    """Answers requests one after another without a server."""
+_loaded: list[Pipeline] = []
+
+
+def load_bare(model_dir: Path) -> None:
+    """Loads the pipeline, in a process of its own."""
     settings = replace(Settings.from_environment(os.environ), model_dir=model_dir, encoder_cache=0)
-    pipeline = load_pipeline(settings)
+    _loaded.append(load_pipeline(settings))
+
+
+def bare(requests: Sequence[bytes], seconds: float, first: int) -> dict[str, Any]:
+    """Answers requests one after another without a server, in the process that has loaded the pipeline."""
+    (pipeline,) = _loaded
     outcome, begun = Outcome(), time.perf_counter()
-    for body in requests[:32]:
-        pipeline.answer(body, "application/json", None)
-    begun = time.perf_counter()
     while (now := time.perf_counter()) - begun < seconds:
-        pipeline.answer(requests[len(outcome.latency) % len(requests)], "application/json", None)
+        place = (first + len(outcome.latency)) % len(requests)
+        pipeline.answer(requests[place], "application/json", None)
         outcome.latency.append((time.perf_counter() - now) * 1000)
     outcome.seconds = time.perf_counter() - begun
     return outcome.to_json()
-
-
-def bare_round(model_dir: Path, requests: Sequence[bytes], seconds: float) -> dict[str, Any]:
-    """Runs `bare` in a process of its own."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return {"1": pool.submit(bare, model_dir, requests, seconds).result()}
 
 
 def wait_for_port(process: subprocess.Popen[bytes], port: int) -> None:
@@ -103,22 +106,50 @@ def wait_for_port(process: subprocess.Popen[bytes], port: int) -> None:
     raise RuntimeError("the server did not start")
 
 
-def one_round(
-    model_dir: Path,
-    environ: Mapping[str, str],
-    requests: list[bytes],
-    seconds: float,
-    peer: tuple[str, str] | None = None,
-) -> dict[str, Any]:
-    """Starts one server and runs all loops."""
-    with serving(model_dir, environ, peer) as (pid, port):
-        clients = Clients(port, requests)
-        clients.closed(2, min(seconds, 2.0))
-        found: dict[str, Any] = {"memory_mib": round(memory(pid))}
-        for count in LOOPS:
-            found[str(count)] = clients.closed(count, seconds).to_json()
-            if count == 2:
-                found["memory_mib"] = max(found["memory_mib"], round(memory(pid)))
+@dataclass(frozen=True)
+class Server:
+    """A server that can be started: ours with an environment, or a peer (name, Python)."""
+
+    environ: Mapping[str, str] = field(default_factory=dict)
+    peer: tuple[str, str] | None = None
+
+
+def memory_alone(model_dir: Path, server: Server, requests: list[bytes], seconds: float) -> int:
+    """Starts a server alone, lets two clients run, and returns the MiB of its processes, the larger of two looks."""
+    with serving(model_dir, server.environ, server.peer) as (pid, port):
+        clients, seen = Clients(port, requests), []
+        for _ in range(2):
+            clients.closed(2, seconds)
+            seen.append(round(memory(pid)))
+    return max(seen)
+
+
+def in_turn(
+    model_dir: Path, servers: Mapping[str, Server], requests: list[bytes], seconds: float, rounds: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Has all servers up, and loads them in turn; returns the loops of each round."""
+    with ExitStack() as stack:
+        pool = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"), load_bare, (model_dir,)))
+        pool.submit(bare, requests, 2.0, 0).result()
+        up = {}
+        for name, server in servers.items():
+            pid, port = stack.enter_context(serving(model_dir, server.environ, server.peer))
+            up[name] = pid, Clients(port, requests)
+            up[name][1].closed(2, 2.0)
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in (BARE, *up)}
+        for number in range(rounds):
+            first = 61 * number
+            found[BARE].append({"1": pool.submit(bare, requests, seconds, first).result()})
+            for name in up:
+                found[name].append({})
+            for count in LOOPS:
+                for name, (pid, clients) in up.items():
+                    spent = processor_seconds(pid)
+                    outcome = clients.closed(count, seconds, first)
+                    spent = (processor_seconds(pid) - spent) / max(1, len(outcome.latency))
+                    one = {**outcome.to_json(), "processor_ms": round(spent * 1000, 2)}
+                    found[name][-1][str(count)] = one
+                    print(number, name, count, json.dumps(one), file=sys.stderr, flush=True)
     return found
 
 
@@ -148,22 +179,33 @@ def under_load(model_dir: Path, requests: list[bytes], saturation: float, second
 
 
 def median_of(rounds: list[dict[str, Any]], loop: int, key: str) -> float:
-    """Returns the median round's figure."""
+    """Returns the median of the rounds."""
     return float(statistics.median(one[str(loop)][key] for one in rounds))
 
 
-def to_markdown(facts: Mapping[str, Any], results: Results, load: Mapping[str, Any] | None) -> str:
+def spread_of(rounds: list[dict[str, Any]], loop: int, key: str) -> str:
+    """Returns median, least and most of the rounds."""
+    values = [one[str(loop)][key] for one in rounds]
+    return f"{statistics.median(values):.1f} ({min(values):.1f}–{max(values):.1f})"
+
+
+def to_markdown(
+    facts: Mapping[str, Any], sizes: Mapping[str, int], results: Results, load: Mapping[str, Any] | None
+) -> str:
     """Writes the tables."""
-    head = "| server | memory, MiB | " + " | ".join(f"{loop} client{'s' * (loop > 1)}" for loop in LOOPS) + " |"
+    loops = " | ".join(f"{loop} client{'s' * (loop > 1)}" for loop in LOOPS)
+    head = f"| server | memory, MiB | processor ms a request, 8 clients | {loops} |"
     host = f"{facts['processor']}, {facts['cores']} cores; {facts['versions']}"
-    how = f"{facts['rounds']} rounds of {facts['seconds']} s each; load of the machine before it {facts['load']}"
+    how = f"{facts['rounds']} rounds of {facts['seconds']} s for each server and loop, in turn"
+    how += f"; load of the machine before it {facts['load']}"
     asked = "".join(f"; {name}={value}" for name, value in facts["set"].items())
     lines = [f"# {facts['model']}: servers, {facts['date']}", "", f"{host}; {how}{asked}.", ""]
-    lines += ["Requests a second; p50 / p95 / p99 in milliseconds.", "", head, "|---" * (len(LOOPS) + 2) + "|"]
+    lines += ["Requests a second, median (least–most); medians of p50 / p95 / p99 in milliseconds.", ""]
+    lines += [head, "|---" * (len(LOOPS) + 3) + "|"]
     for name, rounds in results.items():
         cells = [_cell(rounds, loop) if str(loop) in rounds[0] else "" for loop in LOOPS]
-        size = f"{statistics.median(one['memory_mib'] for one in rounds):.0f}" if name != BARE else ""
-        lines.append(f"| {name} | {size} | {' | '.join(cells)} |")
+        spent = f"{median_of(rounds, 8, 'processor_ms'):.1f}" if name != BARE else ""
+        lines.append(f"| {name} | {sizes.get(name, '')} | {spent} | {' | '.join(cells)} |")
     if load is not None:
         lines += ["", *load_lines(load)]
     return "\n".join(lines) + "\n"
@@ -171,7 +213,7 @@ def to_markdown(facts: Mapping[str, Any], results: Results, load: Mapping[str, A
 
 def _cell(rounds: list[dict[str, Any]], loop: int) -> str:
     times = " / ".join(f"{median_of(rounds, loop, key):.1f}" for key in ("p50", "p95", "p99"))
-    return f"{median_of(rounds, loop, 'requests_per_second'):.1f}; {times}"
+    return f"{spread_of(rounds, loop, 'requests_per_second')}; {times}"
 
 
 def load_lines(load: Mapping[str, Any]) -> list[str]:
@@ -193,7 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model_dir", type=Path, metavar="MODEL_DIR")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each loop")
-    parser.add_argument("--rounds", type=int, default=2, help="starts of each server")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--overload", type=float, default=0.0, help="seconds of overload; 0 for none")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="for our own servers")
     parser.add_argument("--peers", metavar="PYTHON", help="also measure the peers, with this Python")
@@ -215,25 +257,20 @@ def main() -> None:
         "load": round(os.getloadavg()[0], 1),
     }
     requests = bodies(options.model_dir, 256)
-    results: Results = {name: [] for name in (BARE, *SERVERS, *(PEERS if options.peers else ()))}
-    for _ in range(options.rounds):
-        for name, rounds in results.items():
-            if name == BARE:
-                rounds.append(bare_round(options.model_dir, requests, options.seconds))
-            else:
-                peer = (name, options.peers) if name in PEERS else None
-                own = SERVERS.get(name, {})
-                rounds.append(one_round(options.model_dir, own, requests, options.seconds, peer))
-            print(name, json.dumps(rounds[-1]), file=sys.stderr, flush=True)
+    servers = {name: Server(own) for name, own in SERVERS.items()}
+    servers |= {name: Server(peer=(name, options.peers)) for name in (PEERS if options.peers else ())}
+    sizes = {name: memory_alone(options.model_dir, server, requests, 5.0) for name, server in servers.items()}
+    print(json.dumps(sizes), file=sys.stderr, flush=True)
+    results: Results = in_turn(options.model_dir, servers, requests, options.seconds, options.rounds)
     load = None
     if options.overload:
         saturation = max(median_of(results["asgi"], loop, "requests_per_second") for loop in LOOPS)
         load = under_load(options.model_dir, requests, saturation, options.overload)
-    text = to_markdown(facts, results, load)
+    text = to_markdown(facts, sizes, results, load)
     print(text)
     if options.out is not None:
         name = f"serving-{facts['model']}-{date}"
-        plain = {**facts, "servers": results, "load": load}
+        plain = {**facts, "memory_mib": sizes, "servers": results, "load": load}
         (options.out / f"{name}.json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
         (options.out / f"{name}.md").write_text(text, encoding="utf-8")
 

@@ -50,6 +50,7 @@ class Built:
         head: file of the head.
         profile: options of the first execution provider that this model needs, such as TensorRT's shapes.
         head_shapes: (0 primary or 1 secondary, name) of the texts' inputs that the head reads for their shapes.
+        packed: the encoders' weights are packed for the kernels of this processor; their graphs are optimized.
     """
 
     rung: str
@@ -64,6 +65,7 @@ class Built:
     head: str = ""
     head_shapes: tuple[tuple[int, str], ...] = ()
     profile: Mapping[str, str] = field(default_factory=dict)
+    packed: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values."""

@@ -279,6 +279,16 @@ def worker_count(settings: Settings) -> int:
     return choose_workers(detect(gpu=no_gpu), graph_size(settings.model_dir))
 
 
+def crowded(settings: Settings, threads: int) -> bool:
+    """Tells whether one process works on several requests at once, with more threads than one for a request alone."""
+    return settings.server == "asgi" and settings.workers != 1 and threads > 1
+
+
+def shares_weights(settings: Settings, threads: int) -> bool:
+    """Tells whether an encoder is opened more than once: in several worker processes, or twice in one."""
+    return crowded(settings, threads) or worker_count(settings) > 1
+
+
 def graph_size(model_dir: Path) -> int:
     """Returns the bytes of the graph and its weights."""
     files = (*model_dir.glob("model.onnx*"), *model_dir.glob("*.data"))

@@ -40,10 +40,8 @@ class Journal:
             yield
         except MemoryError:
             self.write("end", step=name, rung=rung, cause="out of memory")
-        except TrimodalError as err:
-            self.write("end", step=name, rung=rung, cause=str(err))
-        except OSError as err:
-            self.write("end", step=name, rung=rung, cause=err.strerror or type(err).__name__)
+        except (TrimodalError, OSError) as err:
+            self.write("end", step=name, rung=rung, cause=cause_of(err))
         except Exception as err:  # noqa: BLE001
             self.write("end", step=name, rung=rung, cause=f"{type(err).__name__} in {name}")
         else:
@@ -62,6 +60,11 @@ class Journal:
             except ValueError:
                 continue
         return events
+
+
+def cause_of(err: TrimodalError | OSError) -> str:
+    """Returns the text of an error without a path."""
+    return str(err) if isinstance(err, TrimodalError) else err.strerror or type(err).__name__
 
 
 def unfinished(events: list[Event]) -> Event | None:

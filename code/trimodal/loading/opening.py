@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,13 +35,15 @@ def open_built(built: Built, folder: Path, tuning: Tuning, *, pad_id: int = 0, c
     if not built.texts:
         session = _open(built, folder / built.whole, tuning)
         return Runner(session, built.layout, pad_id)
-    files = [*(part.file for part in built.texts), built.head]
-    with ThreadPoolExecutor(len(files)) as pool:
-        primary, secondary, head = pool.map(lambda name: _open(built, folder / name, tuning), files)
+    asked = [(part.file, tuning) for part in built.texts]
+    if tuning.crowded and built.packed:
+        asked += [(part.file, replace(tuning, threads=1, inter_op=1)) for part in built.texts]
+    asked.append((built.head, replace(tuning, pack_into=None)))
+    with ThreadPoolExecutor(len(asked)) as pool:
+        *sessions, head = pool.map(lambda one: _open(built, folder / one[0], one[1]), asked)
     texts = (built.layout.primary, built.layout.secondary)
     encoders = [
-        _encoder(session, part, text)
-        for session, part, text in zip((primary, secondary), built.texts, texts, strict=True)
+        _encoder(session, part, text) for session, part, text in zip(sessions, built.texts * 2, texts * 2, strict=False)
     ]
     return SplitRunner(
         encoders=(encoders[0], encoders[1]),
@@ -54,6 +57,7 @@ def open_built(built: Built, folder: Path, tuning: Tuning, *, pad_id: int = 0, c
         # Each encoder may use every thread: where one text is short, the other's encoder soon has all of them.
         pool=ThreadPoolExecutor(2, thread_name_prefix="encoder") if tuning.threads > 1 else None,
         pad_id=pad_id,
+        crowded=(encoders[2], encoders[3]) if len(encoders) > 2 else None,
     )
 
 
@@ -63,7 +67,8 @@ def _open(built: Built, path: Path, tuning: Tuning) -> Session:
         from trimodal.loading.openvino import open_openvino
 
         return open_openvino(path, precision=built.precision, threads=tuning.threads, cache_dir=tuning.cache_dir)
-    session = open_graph(path, tuning.options(path.stem), built.providers, tuning.cache_dir, built.profile)
+    options = tuning.options(path.stem, packed=built.packed and path.name != built.head)
+    session = open_graph(path, options, built.providers, tuning.cache_dir, built.profile)
     opened: Session = BoundSession(session) if built.providers[0] in (CUDA, TENSORRT) else session
     return opened
 

@@ -21,17 +21,18 @@ from typing import Any
 import numpy as np
 
 from trimodal import log
-from trimodal.errors import OptimizationError
+from trimodal.errors import OptimizationError, TrimodalError
 from trimodal.loading.artifacts import Artifacts, read_artifacts
 from trimodal.loading.build import Source, build
 from trimodal.loading.built import Built
 from trimodal.loading.compare import SLOWER, compare
 from trimodal.loading.facts import GraphInterface, ModelFacts, open_view, read_facts
 from trimodal.loading.graph import find_layout
-from trimodal.loading.hardware import Hardware, detect, libraries
-from trimodal.loading.journal import Journal
+from trimodal.loading.hardware import Hardware, detect, libraries, shares_weights
+from trimodal.loading.journal import Journal, cause_of
 from trimodal.loading.load import feature_encoder, open_model
 from trimodal.loading.opening import AnyRunner, open_built
+from trimodal.loading.packing import pack, packable
 from trimodal.loading.passes.view import GraphView
 from trimodal.loading.plan import CPU, Plan, Rung, make_plan
 from trimodal.loading.samples import Samples, make_probes, read_samples
@@ -249,8 +250,7 @@ class Optimizer:
             if self.reference is None or self.expected is None:
                 return False
             started = time.perf_counter()
-            tuning = replace(self.tuning, cache_dir=None)  # what engines keep is named after a path that will go
-            candidate = open_built(built, self.folder / rung.name, tuning, pad_id=subject.pad_id)
+            candidate = self._open_candidate(rung, built, subject)
             opened = time.perf_counter() - started
             probes = candidate.run(subject.probes.features)
             features = subject.samples.features
@@ -274,6 +274,24 @@ class Optimizer:
                 probes=[row.tolist() for row in probes],
             )
         return served
+
+    def _open_candidate(self, rung: Rung, built: Built, subject: Subject) -> AnyRunner:
+        """Opens what is judged: with packed weights, which is what is served then, or as it was built."""
+        folder = self.folder / rung.name
+        # what engines keep is named after a path that will go
+        tuning = replace(self.tuning, cache_dir=None, crowded=False)
+        if shares_weights(self.settings, tuning.threads) and packable(built):
+            started = time.perf_counter()
+            try:
+                packed, runner = pack(built, folder, tuning, subject.probes.features, subject.pad_id)
+            except (TrimodalError, OSError) as err:
+                self.journal.write("unpacked", rung=rung.name, cause=cause_of(err))
+            else:
+                seconds = round(time.perf_counter() - started, 2)
+                size = sum(path.stat().st_size for path in folder.iterdir())
+                self.journal.write("packed", rung=rung.name, built=packed.to_json(), seconds=seconds, bytes=size)
+                return runner
+        return open_built(built, folder, tuning, pad_id=subject.pad_id)
 
 
 def time_in_turn(runners: tuple[AnyRunner, AnyRunner], features: Sequence[Features]) -> list[FloatArray]:

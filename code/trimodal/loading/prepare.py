@@ -18,7 +18,7 @@ from typing import Any
 from trimodal.errors import ArtifactError, OptimizationError
 from trimodal.loading.cache import Store, cache_key, hash_files
 from trimodal.loading.facts import graph_files
-from trimodal.loading.hardware import detect, libraries
+from trimodal.loading.hardware import detect, libraries, shares_weights
 from trimodal.loading.journal import Event, Journal, unfinished
 from trimodal.loading.places import choose_root
 from trimodal.loading.report import choose, make_report, outcomes, to_markdown
@@ -113,6 +113,7 @@ def _key(settings: Settings, graph: Path, threads: int) -> str:
             "model": hash_files(files),
             "settings": {name: getattr(settings, name) for name in asked},
             "threads": threads,
+            "packed": shares_weights(settings, threads),
             "hardware": [hardware.processor, sorted(hardware.features), hardware.gpu and hardware.gpu.name],
             "libraries": {name: version for name, version in libraries().items() if name in _LIBRARIES},
         }

@@ -41,7 +41,7 @@ class Outcome:
 
     def summary(self) -> dict[str, Any]:
         """Returns what the log says."""
-        names = ("fused", "layers", "ratio", "milliseconds", "largest", "agreement")
+        names = ("fused", "layers", "ratio", "milliseconds", "largest", "agreement", "unpacked")
         return {"result": self.result, "cause": self.cause} | {n: self.facts[n] for n in names if n in self.facts}
 
 
@@ -103,6 +103,15 @@ def _read_built(outcome: Outcome, event: Event) -> None:
     }
 
 
+def _read_packed(outcome: Outcome, event: Event) -> None:
+    outcome.built = event["built"]
+    outcome.facts |= {"bytes": event["bytes"], "pack_seconds": event["seconds"]}
+
+
+def _read_unpacked(outcome: Outcome, event: Event) -> None:
+    outcome.facts["unpacked"] = event["cause"]
+
+
 def _read_judged(outcome: Outcome, event: Event) -> None:
     outcome.probes = event["probes"]
     names = ("ratio", "milliseconds", "reference_milliseconds", "open_seconds", "peak_bytes")
@@ -119,7 +128,13 @@ def _read_end(outcome: Outcome, event: Event) -> None:
         outcome.result, outcome.cause = "failed", event["cause"]
 
 
-_READERS = {"built": _read_built, "judged": _read_judged, "end": _read_end}
+_READERS = {
+    "built": _read_built,
+    "packed": _read_packed,
+    "unpacked": _read_unpacked,
+    "judged": _read_judged,
+    "end": _read_end,
+}
 
 
 def choose(events: Sequence[Event], tried: Sequence[Outcome]) -> Choice:
@@ -188,6 +203,8 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         *(_row(rung) for rung in report["rungs"]),
     ]
     causes = [f"- {rung['rung']}: {rung['cause']}" for rung in report["rungs"] if rung["cause"]]
+    unpacked = {rung["rung"]: rung["unpacked"] for rung in report["rungs"] if "unpacked" in rung}
+    causes += [f"- {name}: its weights are not packed: {cause}" for name, cause in unpacked.items()]
     lost = [f"- lost: {name}: {cause}" for name, cause in report["lost"].items()]
     notes = [f"- {note}" for note in report["notes"]]
     return "\n".join([*lines, *([""] if causes or lost or notes else []), *causes, *lost, *notes, ""])

@@ -15,10 +15,14 @@ from typing import Any
 import onnxruntime
 
 from trimodal.errors import OptimizationError
+from trimodal.loading.hardware import crowded
 from trimodal.loading.plan import CPU, CUDA, TENSORRT
 from trimodal.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+INLINE = 1024
+"""Bytes from which on a tensor that ONNX Runtime saves goes to the weights' file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,37 +34,52 @@ class Tuning:
         inter_op: operators at once.
         profile: write ONNX Runtime's profile.
         cache_dir: where TensorRT keeps its engines, or None.
+        crowded: open encoders a second time, on one thread each, for while several requests are there; only where their
+            weights are packed, so that both share them.
+        pack_into: directory to save graphs in, optimized and with packed weights, or None.
     """
 
     threads: int
     inter_op: int = 1
     profile: bool = False
     cache_dir: Path | None = None
+    crowded: bool = False
+    pack_into: Path | None = None
 
     @classmethod
     def of(cls, settings: Settings, threads: int) -> Tuning:
         """Reads the settings."""
-        return cls(threads, settings.inter_op_threads, settings.profiling, settings.optimized_dir)
+        twice = crowded(settings, threads)
+        return cls(threads, settings.inter_op_threads, settings.profiling, settings.optimized_dir, twice)
 
-    def options(self, name: str) -> onnxruntime.SessionOptions:
-        """Returns tuned options for the graph `name`."""
+    def options(self, name: str, *, packed: bool = False) -> onnxruntime.SessionOptions:
+        """Returns tuned options for the graph `name`; one that was saved with packed weights is optimized."""
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = self.inter_op
         parallel = self.inter_op > 1
-        mode = onnxruntime.ExecutionMode
+        mode, level = onnxruntime.ExecutionMode, onnxruntime.GraphOptimizationLevel
         options.execution_mode = mode.ORT_PARALLEL if parallel else mode.ORT_SEQUENTIAL
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.graph_optimization_level = level.ORT_DISABLE_ALL if packed else level.ORT_ENABLE_ALL
         options.enable_cpu_mem_arena = True
         options.enable_mem_pattern = False  # a pattern holds for one shape, and texts differ in length
         # A thread that spins takes the core from the other encoder; masked attention runs into denormal numbers.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
+        if self.pack_into is not None:
+            options.optimized_model_filepath = str(self.pack_into / f"{name}.onnx")
+            weights = {"external_initializers_file_name": f"{name}.onnx.data"}
+            weights |= {"external_initializers_min_size_in_bytes": str(INLINE)}
+            for key, value in weights.items():
+                options.add_session_config_entry(f"session.optimized_model_{key}", value)
+            options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
         if self.profile:
             options.enable_profiling = True
-            options.profile_file_prefix = str(Path(tempfile.gettempdir()) / f"onnx-profile-{name}-{os.getpid()}")
+            options.profile_file_prefix = str(
+                Path(tempfile.gettempdir()) / f"onnx-profile-{name}-{os.getpid()}-{self.threads}"
+            )
         return options
 
 
@@ -100,7 +119,8 @@ def open_graph(
             disabled_optimizers=disabled,
         )
     except Exception as err:  # the library's exceptions share no base
-        raise OptimizationError(f"{path.name} cannot be opened by onnxruntime ({type(err).__name__})") from err
+        what = "saved with packed weights" if options.optimized_model_filepath else "opened"
+        raise OptimizationError(f"{path.name} cannot be {what} by onnxruntime ({type(err).__name__})") from err
     got = session.get_providers()
     if providers[0] not in got:
         raise OptimizationError(f"onnxruntime gave {got[0]} instead of {providers[0]}")

@@ -112,6 +112,7 @@ class SplitRunner:
         cache: remembered encoder outputs.
         pool: runs encoders side by side, or None to run them in turn.
         pad_id: token id that fills up a chunk where an encoder takes several; its mask hides it.
+        crowded: the same encoders on one thread each, for while other requests are there, or None.
     """
 
     encoders: tuple[TextEncoder, TextEncoder]
@@ -119,6 +120,7 @@ class SplitRunner:
     cache: EncoderCache = field(default_factory=lambda: EncoderCache(0))
     pool: ThreadPoolExecutor | None = None
     pad_id: int = 0
+    crowded: tuple[TextEncoder, TextEncoder] | None = None
 
     def run(self, features: Sequence[Features]) -> FloatArray:
         """Scores records.
@@ -136,7 +138,7 @@ class SplitRunner:
 
         Args:
             features: the records.
-            alone: tells whether the encoders may run side by side.
+            alone: tells whether the encoders may run side by side, each on every core.
         """
         parts: list[FloatArray] = []
         for start in range(0, len(features), HEAD_RECORDS):
@@ -171,15 +173,17 @@ class SplitRunner:
         missing = [key for key in units if key not in encoded]
         self.cache.count(wanted - len(missing), len(missing))
         batches = sorted(self._batches(missing, units), key=lambda keys: -_area(units[keys[0]]) * len(keys))
-
-        def run(keys: list[Key]) -> list[Outputs]:
-            return self.encoders[keys[0][0]].run([units[key] for key in keys], self.pad_id)
-
         done = 0
         while done < len(batches):
             if done:
                 yield
-            together = self.pool if alone() else None
+            lonely = alone()
+            together = self.pool if lonely else None
+            encoders = self.encoders if lonely else self.crowded or self.encoders
+
+            def run(keys: list[Key], encoders: tuple[TextEncoder, TextEncoder] = encoders) -> list[Outputs]:
+                return encoders[keys[0][0]].run([units[key] for key in keys], self.pad_id)
+
             window = batches[done : done + (ALONE_UNITS if together else _slice_length(batches[done:], units))]
             mapped = together.map(run, window) if together is not None and len(window) > 1 else map(run, window)
             fresh = {

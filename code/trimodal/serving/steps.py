@@ -27,6 +27,11 @@ def always() -> bool:
     return True
 
 
+def never() -> bool:
+    """Tells that something else waits: for checks of what runs then."""
+    return False
+
+
 def finish(steps: Steps[T], deadline: float = math.inf) -> T:
     """Does every slice and returns the result.
 

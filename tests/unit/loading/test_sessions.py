@@ -37,6 +37,23 @@ def test_several_operators_at_once_are_run_in_parallel():
     assert options.execution_mode == onnxruntime.ExecutionMode.ORT_PARALLEL
 
 
+@pytest.mark.parametrize(
+    ("server", "workers", "threads", "crowded"),
+    [
+        ("asgi", None, 2, True), ("asgi", 4, 2, True), ("asgi", 1, 2, False), ("asgi", 4, 1, False),
+        ("mms", None, 2, False), ("mms", 4, 2, False),
+    ],
+)  # fmt: skip
+def test_encoders_are_opened_twice_where_one_process_works_on_several_requests(server, workers, threads, crowded):
+    assert Tuning.of(Settings(server=server, workers=workers), threads).crowded == crowded
+
+
+def test_a_graph_with_packed_weights_is_not_optimized_again():
+    level = Tuning(1).options("model", packed=True).graph_optimization_level
+
+    assert level == onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+
+
 def test_a_graph_is_opened_on_the_cpu(graph):
     assert open_graph(graph, Tuning(1).options("model")).get_providers() == ["CPUExecutionProvider"]
 

@@ -14,6 +14,7 @@ from trimodal.errors import InferenceFailed
 from trimodal.serving.memory import EncoderCache
 from trimodal.serving.runner import GraphLayout, Runner, TabularInput, TextInput
 from trimodal.serving.split import Head, SplitRunner, TextEncoder
+from trimodal.serving.steps import always, finish, never
 
 TEXTS = ("chat", "events")
 VOCABULARY, WIDTH = 60, 16
@@ -251,6 +252,20 @@ def test_a_score_that_is_not_finite_names_its_record(make_split, make_features):
     with pytest.raises(InferenceFailed, match="record 9") as caught:
         make_split().run(items)
     assert caught.value.record == 9
+
+
+def test_the_encoders_of_one_thread_run_while_other_requests_are_there(make_split, records):
+    runner = make_split()
+    runner = replace(runner, crowded=tuple(replace(one, session=Counting(one.session)) for one in runner.encoders))
+    expected = finish(make_split().steps(records, always))
+
+    np.testing.assert_array_equal(finish(runner.steps(records, never)), expected)
+
+    inside = [len(one.session.inner.feeds) for one in runner.crowded]
+    assert [len(one.session.feeds) for one in runner.crowded] == inside
+    assert min(inside) > 0
+    np.testing.assert_array_equal(finish(runner.steps(records, always)), expected)
+    assert [len(one.session.feeds) for one in runner.crowded] == inside
 
 
 class Failing:
