@@ -42,12 +42,15 @@ RUN /opt/venv/bin/pip --disable-pip-version-check --no-cache-dir -q install --no
 
 # --- the images -------------------------------------------------------------------------------------------------------
 FROM python AS runtime-cpu
-# HOME: any user may run the image, and only /tmp is sure to be writable.
+# HOME: any user may run the image, and only /tmp is sure to be writable. The last two: nothing calls home, what a user
+# adds to the image included.
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/tmp \
     LANG=C.UTF-8 \
     PYTHONDONTWRITEBYTECODE=1 \
-    PYTHONUNBUFFERED=1
+    PYTHONUNBUFFERED=1 \
+    ORT_DISABLE_TELEMETRY=1 \
+    HF_HUB_OFFLINE=1
 LABEL com.amazonaws.sagemaker.capabilities.accept-bind-to-port=true \
     com.amazonaws.sagemaker.capabilities.multi-models=true
 EXPOSE 8080
