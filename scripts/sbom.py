@@ -1,8 +1,8 @@
 """Lists what an image holds, and refuses what may not be in it: sbom.py VENV DPKG_STATUS PYPROJECT OUT_DIR.
 
-Run by the image's build, in a stage that has `requirements/sbom.txt`. Writes `sbom.json` (CycloneDX: the Python packages,
-what they bundle that has releases of its own, Debian's packages) and `licences.txt` (one line for each Python package).
-Ends with 1 where a licence is unknown or not allowed.
+Run by the image's build, in a stage that has `requirements/sbom.txt`. Writes `sbom.json` (CycloneDX: the Python
+packages, what they bundle that has releases of its own, Debian's packages) and `licences.txt` (one line for each Python
+package). Ends with 1 where a licence is unknown or not allowed.
 """
 
 from __future__ import annotations
@@ -49,10 +49,9 @@ def main(venv: Path, dpkg_status: Path, pyproject: Path, out: Path) -> int:
     from cyclonedx.schema import SchemaVersion
     from cyclonedx.validation.json import JsonStrictValidator
 
-    command = [Path(sys.executable).with_name("cyclonedx-py"), "environment", "--output-reproducible"]
-    done = subprocess.run(
-        [*command, "--pyproject", pyproject, venv / "bin" / "python"], check=True, capture_output=True, text=True
-    )
+    command: list[str | Path] = [Path(sys.executable).with_name("cyclonedx-py"), "environment"]
+    command += ["--output-reproducible", "--pyproject"]
+    done = subprocess.run([*command, pyproject, venv / "bin" / "python"], check=True, capture_output=True, text=True)
     bom = json.loads(done.stdout)
     packages = sorted(bom["components"], key=lambda part: str(part["name"]).lower())
     problems = [problem for part in packages if (problem := judge(part))]

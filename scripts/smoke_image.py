@@ -13,8 +13,8 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 BUILDERS = ("as", "c++", "cc", "clang", "cpp", "g++", "gcc", "gdb", "ld", "make", "strace", "rustc", "cargo", "javac")
-CACHES = ("/var/lib/apt/lists", "/var/cache/apt", "/root/.cache", "/tmp/pip-*", "/opt/venv/src", "/opt/sbom")
-ELSEWHERE = ("/proc", "/sys", "/dev", "/tmp", "/opt/ml")
+CACHES = ("/var/lib/apt/lists", "/var/cache/apt", "/root/.cache", "/opt/venv/src", "/opt/sbom")
+ELSEWHERE = ("/proc", "/sys", "/dev", "/tmp", "/opt/ml")  # noqa: S108  mounted, not of the image
 SBOM = Path("/opt/trimodal/sbom.json")
 
 

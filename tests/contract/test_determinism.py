@@ -1,4 +1,4 @@
-"""The same request gets the same bytes from every worker, both servers, after a restart, from a cold and a warm cache."""
+"""The same request gets the same bytes of each worker and server, after a restart, with a cold and a warm cache."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The same records give the same bits at a level, however many threads there are and whatever else is asked or remembered.
+"""The same records give the same bits at a level, whatever the threads, and whatever else is asked or remembered.
 
 Levels, rungs and processors differ from each other by rounding: what serves is chosen by measuring, once for a cache.
 """
