@@ -11,9 +11,9 @@ import audit
 
 PIP_AUDIT = """
 import json, sys
-text = [pin for flag, name in zip(sys.argv, sys.argv[1:]) if flag == "-r" for pin in open(name).read().split()]
+text = open(sys.argv[sys.argv.index("-r") + 1]).read().split()
 assert "--strict" not in sys.argv
-known = {"jinja2==2.4.1": "PYSEC-1", "idna==3.20": "PYSEC-2"} if %r == "reached" else {}
+known = {"django==3.2": "PYSEC-1", "idna==3.20": "PYSEC-2"} if %r == "reached" else {}
 print(json.dumps({"dependencies": [
     {"name": pin.split("==")[0], "version": pin.split("==")[1], "vulns": [{"id": known[pin], "fix_versions": ["9"]}]}
     if pin in known else {"name": pin.split("==")[0], "skip_reason": "not found"} for pin in text
@@ -78,6 +78,11 @@ def test_within_reach_the_service_judges(service, lock, capsys):
 def test_what_is_not_pinned_is_refused(lock, line):
     with pytest.raises(ValueError, match="is not pinned"):
         list(audit.read_pins(lock(line).read_text()))
+
+
+def test_locks_that_disagree_are_refused(lock):
+    with pytest.raises(ValueError, match="different versions"):
+        audit.main([lock("six==1.17.0\nsix==1.16.0\n")])
 
 
 def test_every_lock_of_the_images_is_read(monkeypatch, capsys):
