@@ -5,6 +5,7 @@
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$root/.venv
 PYTHON=$venv/bin/python
+export ORT_DISABLE_TELEMETRY=1 HF_HUB_OFFLINE=1 # as trimodal does, for what imports their libraries before it
 
 _say() { echo "set-up: $*" >&2; }
 

@@ -22,6 +22,9 @@ DEMO = ROOT / "scripts" / "models" / "demo"
 TRIMODAL = Path(sys.executable).with_name("trimodal")
 READY_SECONDS = 60
 
+OURS = ("SAGEMAKER_", "SM_", "ONNX_", "LOG_", "MODEL_", "SCORE_", "RESPONSE_", "TRIMODAL_", "PYTHON", "MAX_")
+LIBRARIES = ("ORT_", "HF_", "CI", "GITHUB_", "GITLAB_", "CODEBUILD_", "TF_BUILD", "JENKINS_", "BUILDKITE")
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -146,9 +149,8 @@ class Server:
 
 
 def clean_environ() -> dict[str, str]:
-    """The environment without anything that the container reads."""
-    prefixes = ("SAGEMAKER_", "SM_", "ONNX_", "LOG_", "MODEL_", "SCORE_", "RESPONSE_", "TRIMODAL_", "PYTHON", "MAX_")
-    return {key: value for key, value in os.environ.items() if not key.startswith(prefixes)}
+    """The environment without anything that the container reads, or that makes a library behave as in CI."""
+    return {key: value for key, value in os.environ.items() if not key.startswith((*OURS, *LIBRARIES))}
 
 
 @pytest.fixture(scope="session")

@@ -42,6 +42,7 @@ def load_pytorch(artifacts: Artifacts, threads: int) -> tuple[TorchSession, Grap
         secondary=text(schema.secondary),
         tabular=tuple(TabularInput(name, np.float32, (index,)) for index, name in enumerate(schema.tabular)),
         output="probs",
+        rows=1,  # torch rounds a row of several otherwise than a row alone
     )
     return TorchSession(network, (schema.primary, schema.secondary), schema.tabular, threads), layout
 
