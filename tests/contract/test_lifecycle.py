@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 ONLY_MMS = pytest.mark.parametrize("kind", ["mms"], indirect=True, scope="module")
@@ -125,8 +126,9 @@ def test_a_worker_killed_while_it_answers_costs_one_request(start, golden):
     body = json.dumps([item["record"] for item in golden] * 40)
     answers = []
     thread = threading.Thread(target=lambda: answers.append(server.post(body)))
+    idle = sum(psutil.Process(worker).cpu_times())
     thread.start()
-    time.sleep(0.3)
+    wait_for(lambda: sum(psutil.Process(worker).cpu_times()) > idle + 0.1)
     os.kill(worker, signal.SIGKILL)
     thread.join()
     assert answers[0].status in (500, 503)
