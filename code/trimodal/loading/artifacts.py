@@ -9,6 +9,7 @@ from pathlib import Path
 from trimodal.errors import ArtifactError
 from trimodal.loading.calibration import read_calibrator
 from trimodal.loading.config import ModelConfig, read_config
+from trimodal.loading.directory import check_directory
 from trimodal.loading.files import finite, read_value
 from trimodal.records import Schema
 from trimodal.serving.calibrate import Calibrator
@@ -64,8 +65,7 @@ def read_artifacts(model_dir: Path) -> Artifacts:
     Raises:
         ArtifactError: a file is missing, unreadable, contradictory or malicious.
     """
-    if not model_dir.is_dir():
-        raise ArtifactError(f"The model directory {model_dir} does not exist; mount or unpack the model there.")
+    check_directory(model_dir)
     if not (model_dir / "model.onnx").is_file() and not (model_dir / "model.pth").is_file():
         raise ArtifactError(
             "model.onnx is missing from the model directory, and so is model.pth; export the model to ONNX and add it."

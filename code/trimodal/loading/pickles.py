@@ -1,25 +1,16 @@
-"""Pickles of a model directory, read without running anything that stands in them.
-
-A pickle is a program; these readers know plain containers, numbers, strings and numpy scalars, and refuse the rest.
-"""
+"""Pickles of a model directory, read without running anything that stands in them."""
 
 from __future__ import annotations
 
-import builtins
-import collections
-import functools
-import io
-import pickle
-import pickletools
 import zipfile
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
+from typing import Any
 
 from trimodal.errors import ArtifactError
+from trimodal.loading.machine import Global, Machine, NotPlain
 
-_SCALAR_KINDS = frozenset("biufUS")
+_DATA_BYTES = 64 * 1024 * 1024
+"""Most bytes of the pickle within a torch file, which may be packed."""
 
 
 def load_pickle(path: Path) -> object:
@@ -32,7 +23,7 @@ def load_pickle(path: Path) -> object:
         data = path.read_bytes()
     except OSError as err:
         raise ArtifactError(f"{path.name} is not readable; check its permissions.") from err
-    return _read(_PlainUnpickler, data, path.name)
+    return _read(Machine(), data, path.name)
 
 
 def load_torch_config(path: Path) -> dict[str, Any]:
@@ -41,128 +32,74 @@ def load_torch_config(path: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: the file is not such a file, or would build something else than plain values and tensors.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-            data = archive.read(name)
-    except (zipfile.BadZipFile, StopIteration, OSError, RuntimeError, ValueError) as err:
-        raise ArtifactError(f"{path.name} is not a file written by torch.save; save it again.") from err
-    content = _read(_TorchUnpickler, data, path.name)
+    content = read_torch(path)
     config = content.get("config") if isinstance(content, dict) else None
     if not isinstance(config, dict):
         raise ArtifactError(f"{path.name} holds no “config” dict; save it with torch.save({{'config': …}}, …).")
     return config
 
 
-class _NotPlain(Exception):
-    """A pickle that would build something else than plain values."""
+def read_torch(path: Path) -> object:
+    """Reads a file written by `torch.save`, with placeholders where tensors stand.
 
-
-def _read(unpickler: type[_PlainUnpickler], data: bytes, name: str) -> object:
+    Raises:
+        ArtifactError: the file is not such a file, or would build something else than plain values and tensors.
+    """
     try:
-        _check_memo(data)
-        return unpickler(io.BytesIO(data)).load()
-    except _NotPlain as err:
+        with zipfile.ZipFile(path) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            with archive.open(name) as file:
+                data = file.read(_DATA_BYTES + 1)
+    except Exception as err:  # a damaged archive can raise anything
+        raise ArtifactError(f"{path.name} is not a file written by torch.save; save it again.") from err
+    if len(data) > _DATA_BYTES:
+        raise ArtifactError(
+            f"{path.name} holds more than {_DATA_BYTES} bytes beside its tensors; save it without them."
+        )
+    return _read(_TorchMachine(), data, path.name)
+
+
+def _read(machine: Machine, data: bytes, name: str) -> object:
+    try:
+        return machine.run(data)
+    except NotPlain as err:
         raise ArtifactError(f"{name} cannot be read: {err}; save it as JSON.") from err
     except Exception as err:  # a damaged pickle can raise anything
         raise ArtifactError(f"{name} is damaged; save it again, preferably as JSON.") from err
 
 
-def _check_memo(data: bytes) -> None:
-    """Refuses places in the memo beyond the file's size, for which the unpickler would reserve memory.
-
-    Raises:
-        ValueError: there is one, or the pickle is cut short.
-    """
-    for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(data):
-            raise ValueError("memo index")
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Builds plain containers, numbers, strings and numpy scalars.
-
-    What stands in for a function or a class is made anew at each look-up: a pickle can set attributes on it.
-    """
-
-    def find_class(self, module: str, name: str) -> Any:
-        match module, name:
-            case "collections", "OrderedDict":
-                return collections.OrderedDict
-            case "builtins" | "__builtin__", "set" | "frozenset":
-                return getattr(builtins, name)
-            case "builtins" | "__builtin__", "bytes":  # how protocols 0 to 2 write empty bytes
-                return functools.partial(_no_bytes)
-            case "numpy", "dtype":
-                return type("Dtype", (_Dtype,), {})
-            case "numpy._core.multiarray" | "numpy.core.multiarray", "scalar":  # numpy 2, numpy 1
-                return functools.partial(_scalar)
-            case "_codecs", "encode":  # how protocols 0 to 2 write bytes
-                return functools.partial(_latin1)
-        raise _NotPlain(f"it would build {module}.{name}, and only plain values are allowed")
-
-
-class _TorchUnpickler(_PlainUnpickler):
-    """Builds plain values; puts a placeholder where a tensor stands."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        match module, name:
-            case "torch.torch_version", "TorchVersion":
-                return type("Version", (str,), {})
-            case "torch", "Size":
-                return tuple
-            case "torch", _ if name in _TORCH_DTYPES:
-                return name
-        if module.startswith("torch") and (
-            name.endswith("Storage") or name.startswith("_rebuild_") or name == "device"
-        ):
-            return type("Placeholder", (_Placeholder,), {})
-        return super().find_class(module, name)
-
-    def persistent_load(self, _pid: Any) -> object:
-        return _Placeholder()
-
-
-_TORCH_DTYPES = frozenset(
-    {"bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64"}
-)
+_DTYPES = frozenset({"bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64"})
 
 
 class _Placeholder:
-    """Stands in for a tensor and for what builds one."""
-
-    def __init__(self, *_args: object) -> None:
-        pass
-
-    def __setstate__(self, _state: object) -> None:
-        pass
+    """Stands in for a tensor, and for what one is made of."""
 
 
-class _Dtype:
-    """Stands in for `numpy.dtype`, whose own unpickling trusts its input."""
+class _TorchMachine(Machine):
+    """Builds plain values; puts a placeholder where a tensor stands."""
 
-    def __init__(self, code: str, *_flags: object) -> None:
-        self.code = str(code)
-        self.order: Literal["=", "<", ">"] = "="
+    def find(self, module: str, name: str) -> Any:
+        """Returns what stands in for a name."""
+        if module == "torch" and name in _DTYPES:
+            return name
+        version_or_size = (module, name) in (("torch.torch_version", "TorchVersion"), ("torch", "Size"))
+        tensor = name.endswith("Storage") or name.startswith("_rebuild_") or name == "device"
+        if version_or_size or (module.startswith("torch") and tensor):
+            return Global("torch", name)
+        return super().find(module, name)
 
-    def __setstate__(self, state: tuple[object, ...]) -> None:
-        if state[1] in ("<", ">"):
-            self.order = "<" if state[1] == "<" else ">"
+    def call(self, function: Any, arguments: tuple[Any, ...]) -> Any:
+        """Returns what the call of a name would give."""
+        if isinstance(function, Global) and function.module == "torch":
+            plain = function.name in ("TorchVersion", "Size") and len(arguments) == 1
+            return arguments[0] if plain else _Placeholder()
+        return super().call(function, arguments)
 
+    def change(self, target: Any, state: Any) -> None:
+        """Takes note of an object's state; that of a tensor or a version is of no interest."""
+        if not isinstance(target, _Placeholder | str):
+            super().change(target, state)
 
-def _scalar(dtype: _Dtype, data: bytes = b"") -> object:
-    """Returns the Python value of a pickled numpy scalar."""
-    real = np.dtype(dtype.code).newbyteorder(dtype.order)
-    if real.kind not in _SCALAR_KINDS or real.itemsize != len(data):
-        raise _NotPlain("it holds a numpy value that is neither a number nor a string")
-    return np.frombuffer(data, dtype=real)[0].item()
-
-
-def _no_bytes() -> bytes:
-    return b""
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    if encoding not in ("latin1", "latin-1"):
-        raise _NotPlain("it holds bytes in an unusual encoding")
-    return text.encode("latin-1")
+    def outside(self) -> Any:
+        """Returns a placeholder: the tensors' numbers stand outside of the pickle."""
+        return _Placeholder()

@@ -17,6 +17,7 @@ from typing import Any
 
 from trimodal.errors import ArtifactError, OptimizationError
 from trimodal.loading.cache import Store, cache_key, hash_files
+from trimodal.loading.directory import check_directory
 from trimodal.loading.facts import graph_files
 from trimodal.loading.hardware import detect, libraries, shares_weights
 from trimodal.loading.journal import Event, Journal, unfinished
@@ -60,8 +61,10 @@ def prepare(settings: Settings, threads: int, stop: threading.Event | None = Non
         Level 1, or level 2 with the causes; nothing is raised for a lost optimization.
 
     Raises:
-        ArtifactError: `STRICT_OPTIMIZATION=true` and something that was asked for is lost.
+        ArtifactError: the model directory holds what none may hold, or `STRICT_OPTIMIZATION=true` and something that
+            was asked for is lost.
     """
+    check_directory(settings.model_dir)
     try:
         selection = _prepare(settings, threads, stop or threading.Event())
     except (OptimizationError, OSError) as err:
