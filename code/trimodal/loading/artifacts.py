@@ -15,6 +15,8 @@ from trimodal.records import Schema
 from trimodal.serving.calibrate import Calibrator
 from trimodal.serving.tabular import RiskTable
 
+_MOST_COLUMNS = 100_000
+
 
 @dataclass(frozen=True, slots=True)
 class Artifacts:
@@ -109,7 +111,10 @@ def _read_columns(model_dir: Path, config: ModelConfig) -> tuple[str, ...] | Non
                 "number them from 0 without gaps."
             )
         names.append(name.strip())
-    missing = [name for name in (*config.tabular, config.primary, config.secondary) if name not in names]
+        if len(names) > _MOST_COLUMNS:
+            raise ArtifactError(f"feature_columns.txt lists more than {_MOST_COLUMNS} columns; list the model's.")
+    known = set(names)
+    missing = [name for name in (*config.tabular, config.primary, config.secondary) if name not in known]
     if missing:
         raise ArtifactError(
             f"feature_columns.txt lacks {', '.join(missing)}, which hyperparameters.json names as input; "

@@ -16,10 +16,10 @@ from trimodal.loading.hardware import detect, no_gpu
 MIB = 1024 * 1024
 
 MOST_FILES = 10_000
-MOST_BYTES = {".json": 16 * MIB, ".txt": 16 * MIB, ".pkl": 16 * MIB, ".jsonl": 64 * MIB}
+MOST_BYTES = {".json": 16 * MIB, ".txt": 16 * MIB, ".pkl": 16 * MIB, ".md": 16 * MIB, ".jsonl": 64 * MIB}
 """Largest file of a kind that is read into memory whole; what it becomes there is up to 30 times as large."""
 
-TOKENIZER_BYTES = 64 * MIB
+TOKENIZER_BYTES = 32 * MIB
 """Largest tokenizer.json; those of BERT have 1 MB."""
 
 _KINDS = {

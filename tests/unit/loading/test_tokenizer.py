@@ -102,7 +102,7 @@ def test_a_damaged_tokenizer_is_an_error(tmp_path, place, content):
     (tmp_path / place).parent.mkdir(exist_ok=True)
     (tmp_path / place).write_bytes(content)
 
-    with artifact_error("tokenizer.json is not a readable tokenizer; save the fast tokenizer again"):
+    with artifact_error("tokenizer.json is not ", " again"):
         load_tokenizer(tmp_path, "words")
 
 
