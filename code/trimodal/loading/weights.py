@@ -36,8 +36,8 @@ def check_weights(path: Path) -> None:
         size = sum(entry.file_size for entry in archive.infolist())
     if size > (memory := detect(gpu=no_gpu).memory):
         raise ArtifactError(
-            f"{path.name} unpacks to {size >> 20} MB and this container has {memory >> 20} MB of memory; give it more, or "
-            "check how the file was made."
+            f"{path.name} unpacks to {size >> 20} MB and this container has {memory >> 20} MB of memory; give it "
+            "more, or check how the file was made."
         )
 
 

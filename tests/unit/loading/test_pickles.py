@@ -24,7 +24,7 @@ PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 
 PLAIN = {
     "none": None,
-    "numbers": [0, -3, 2**70, 1.5, float("inf"), True],
+    "numbers": [0, -3, 2**64 - 1, 1.5, float("inf"), True],
     "texts": ("", "héllo", "日本"),
     "bytes": b"\x00\xff",
     "no bytes": b"",
@@ -263,6 +263,12 @@ def deep(kind, levels):
     return {list: b"]" * levels + b"a" * (levels - 1), tuple: b")" + b"\x85" * levels}[kind]
 
 
+def same_hash(count):
+    """Numbers, each with a value, that Python gives the same hash."""
+    for number in range(1, count + 1):
+        yield pickle.dumps(number * (2**61 - 1), 2)[2:-1] + b"N"
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -278,14 +284,23 @@ def deep(kind, levels):
         (b"\x80\x02](" + b"N" * 2_000_001 + b"e.", "values"),
         (b"(" * 2_000_001 + b"N.", "values"),
         (b"\x80\x02\x8b" + struct.pack("<i", 10_000) + b"\x7f" * 10_000 + b".", "digits"),
-        (b"\x80\x02]2\x86.", "DUP"),
-        (b"\x80\x02X\x01\x00\x00\x00xQ.", "outside"),
-        (b"(i__builtin__\nset\n.", "INST"),
-        (b"\x80\x05\x96" + struct.pack("<Q", 1) + b"x.", "BYTEARRAY8"),
-        (b"\x80\x02c__builtin__\nset\n.", "function or a class"),
+        (b"\x80\x02}(" + pickle.dumps(doubled(tuple), 2)[2:-1] + b"K\x01u.", "key"),
+        (b"\x80\x02(" + pickle.dumps(doubled(tuple), 2)[2:-1] + b"K\x01d.", "key"),
+        (b"\x80\x04(" + pickle.dumps(doubled(tuple), 2)[2:-1] + b"\x91.", "key"),
+        (b"\x80\x02c__builtin__\nset\n]" + pickle.dumps(doubled(tuple), 2)[2:-1] + b"a\x85R.", "key"),
+        (b"\x80\x02ccollections\nOrderedDict\n]" + pickle.dumps(doubled(tuple), 2)[2:-1] + b"K\x01\x86a\x85R.", "key"),
+        (b"\x80\x02}" + pickle.dumps(doubled(tuple), 2)[2:-1] + b"NbK\x01s.", "key"),  # BUILD with None keeps it
+        (b"\x80\x02}" + pickle.dumps(doubled(tuple), 2)[2:-1] + b"(eK\x01s.", "key"),  # so does APPENDS of nothing
+        (b"\x80\x02}" + pickle.dumps(doubled(tuple), 2)[2:-1] + b"2K\x01s.", "key"),  # and DUP
+        (b"\x80\x02}(" + b"".join(same_hash(1000)) + b"u.", "digits"),
+        (b"\x80\x02(X\x00\x00\x10\x00" + b"a" * 2**20 + b"q\x00" + b"0c__builtin__\nset\nh\x00\x85R" * 9 + b"l.",
+         "values"),
+        (b"\x80\x05\x96" + struct.pack("<Q", 1) + b"x.", "something that is not plain"),
+        (b"\x80\x02c__builtin__\nset\n.", "something that is not plain"),
     ],
     ids=["lists", "tuples", "within", "as key", "in a set", "deep lists", "deep tuples", "deep key", "itself", "values",
-         "marks", "digits", "DUP", "persistent", "INST", "BYTEARRAY8", "class"],
+         "marks", "digits", "keys", "dict", "frozenset", "set", "ordered", "build", "append", "duplicate", "same hash",
+         "copies", "bytearray", "class"],
 )  # fmt: skip
 def test_what_would_be_endless_or_overflow_a_stack_is_refused(file, content, words):
     """Python's own unpickler hashes for hours, ends the process with a segmentation fault, or leaves that to others."""
