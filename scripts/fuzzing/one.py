@@ -6,17 +6,8 @@ import sys
 
 import atheris
 
-with atheris.instrument_imports(
-    include=["trimodal", "bs4", "html", "email", "json", "pickletools", "pickle", "zipfile"]
-):
-    from fuzzing.targets import all_targets
+with atheris.instrument_imports(include=["trimodal", "bs4", "html", "email", "json", "pickletools", "zipfile"]):
+    from nasty.targets import LONGEST_INPUT, all_targets
 
-
-def main() -> None:
-    """Runs libFuzzer over the target that the first argument names; the others are libFuzzer's."""
-    fuzzed = all_targets()[sys.argv[1]]
-    atheris.Setup([sys.argv[0], f"-max_len={fuzzed.max_length}", *sys.argv[2:]], fuzzed.run)
-    atheris.Fuzz()
-
-
-main()
+atheris.Setup([sys.argv[0], f"-max_len={LONGEST_INPUT}", *sys.argv[2:]], all_targets()[sys.argv[1]].run)
+atheris.Fuzz()

@@ -1,6 +1,6 @@
-"""Fuzzes decoders, text steps and readers of the model directory with atheris, and the HTTP interface with schemathesis.
+"""Fuzzes decoders, text steps and readers of model directories (atheris), and a running server (schemathesis).
 
-scripts/fuzz sets up what it needs and calls this. Exit status 1 where something was found; the inputs lie in --out.
+Exit status 1 where something was found; inputs and logs lie in --out. What broke once belongs into tests/found.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import argparse
 import json
 import platform
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,16 +16,14 @@ import time
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-from fuzzing.api import fuzz_api
-from fuzzing.targets import all_targets
+from fuzzing.http import KINDS, fuzz_http
+from nasty.targets import all_targets
 
-SECONDS_EACH = 15
-"""An input that takes longer is a finding."""
+SECONDS_EACH, MEGABYTES = 15, 2048
+"""An input that takes longer, or more memory, is a finding."""
 
-MEGABYTES = 2048
-"""So is one that takes more memory."""
+LIBRARIES = ("atheris", "schemathesis", "pyarrow", "beautifulsoup4", "tokenizers", "numpy", "uvicorn")
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class Outcome:
         executions: inputs that were tried.
         seconds: how long that took.
         edges: places in the code that were reached, as libFuzzer counts them.
-        finding: the error's type and message, or None.
+        finding: what went wrong, or None.
     """
 
     executions: int
@@ -48,40 +45,34 @@ class Outcome:
 
 def fuzz(name: str, seeds: Path, out: Path, runs: int, seconds: int) -> Outcome:
     """Fuzzes one target in a process of its own."""
-    found = out / re.sub(r"\W+", "-", name)
-    found.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     options = {
         "runs": runs,
         "max_total_time": seconds,
         "timeout": SECONDS_EACH,
         "rss_limit_mb": MEGABYTES,
-        "seed": 1,
-        "artifact_prefix": f"{found}/",
+        "artifact_prefix": f"{out}/",
         "print_final_stats": 1,
     }
-    command = [sys.executable, "-m", "fuzzing.one", name]
     begun = time.perf_counter()
-    done = subprocess.run(
-        [*command, *(f"-{key}={value}" for key, value in options.items()), str(seeds)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        check=False,
-    )
-    text = done.stdout.decode(errors="replace")
-    (found / "log").write_text(text, encoding="utf-8")
+    log = out / "log"
+    with log.open("wb") as file:
+        arguments = (f"-{key}={value}" for key, value in options.items())
+        command = [sys.executable, "-m", "fuzzing.one", name, *arguments, str(seeds)]
+        status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+    text = log.read_text(encoding="utf-8", errors="replace")
     numbers = [int(number) for number in re.findall(r"^#(\d+)", text, re.MULTILINE)]
     executed = re.search(r"stat::number_of_executed_units:\s*(\d+)", text)
-    edges = re.findall(r"cov: (\d+)", text)
     return Outcome(
         executions=int(executed[1]) if executed else max(numbers, default=0),
         seconds=round(time.perf_counter() - begun, 1),
-        edges=int(edges[-1]) if edges else 0,
-        finding=None if done.returncode == 0 else _finding(text, done.returncode),
+        edges=max(map(int, re.findall(r"cov: (\d+)", text)), default=0),
+        finding=None if status == 0 else _finding(text, status),
     )
 
 
 def _finding(text: str, status: int) -> str:
-    """Returns the last line that says what happened."""
+    """Returns the line of a log that says what happened."""
     for pattern in (r"=== Uncaught Python exception: ===\n(.*)", r"(ERROR: libFuzzer: .*)", r"^(\w*Error.*)$"):
         if match := re.search(pattern, text, re.MULTILINE):
             return match[1][:300]
@@ -90,58 +81,51 @@ def _finding(text: str, status: int) -> str:
 
 def main() -> int:
     """Runs the command; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="scripts/fuzz", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument(
-        "targets", nargs="*", help="targets by name (default: all of them, and the HTTP interface as `http`)"
-    )
+    targets = all_targets()
+    known = [*targets, *KINDS]
+    parser = argparse.ArgumentParser(prog="scripts/fuzz", description=__doc__)
+    parser.add_argument("targets", nargs="*", help=f"which of {', '.join(known)} (default: all)")
     parser.add_argument("--runs", type=int, default=20_000, help="executions of each target (default: 20000)")
     parser.add_argument("--seconds", type=int, default=300, help="most seconds of each target (default: 300)")
-    parser.add_argument("--cases", type=int, default=10_000, help="cases of the HTTP interface (default: 10000)")
-    parser.add_argument(
-        "--out", type=Path, default=Path("fuzz-findings"), help="where inputs and logs go (default: fuzz-findings)"
-    )
-    parser.add_argument("--record", type=Path, metavar="FILE", help="also write the summary as JSON")
+    parser.add_argument("--cases", type=int, default=5_000, help="requests to each server (default: 5000)")
+    parser.add_argument("--out", type=Path, help="where inputs and logs go (default: a new temporary directory)")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="keep the results of these targets in a JSON file")
     options = parser.parse_args()
-    known = all_targets()
-    wanted = options.targets or [*known, "http"]
-    if unknown := set(wanted) - {*known, "http"}:
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; known are {', '.join([*known, 'http'])}")
-    shutil.rmtree(options.out, ignore_errors=True)
-    results: dict[str, Any] = {}
-    for name in wanted:
-        if name == "http":
-            continue
-        with tempfile.TemporaryDirectory(prefix="fuzz-seeds-") as seeds:
-            for number, seed in enumerate(known[name].seeds):
-                Path(seeds, str(number)).write_bytes(seed)
-            outcome = fuzz(name, Path(seeds), options.out, options.runs, options.seconds)
-        results[name] = asdict(outcome)
-        print(
-            f"{name:24s} {outcome.executions:8d} executions {outcome.seconds:7.1f} s  {outcome.finding or 'nothing found'}",
-            flush=True,
-        )
-    if "http" in wanted:
-        results["http"] = fuzz_api(options.cases, options.out)
-        print(
-            f"{'http':24s} {results['http']['executions']:8d} cases      {results['http']['seconds']:7.1f} s  {results['http']['finding'] or 'nothing found'}",
-            flush=True,
-        )
+    if unknown := set(options.targets) - set(known):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known are {', '.join(known)}")
+    out = options.out or Path(tempfile.mkdtemp(prefix="fuzz-"))
+    results: dict[str, Outcome] = {}
+    for name in options.targets or known:
+        if name in KINDS:
+            executions, seconds, finding = fuzz_http(name, options.cases, out / name)
+            outcome = Outcome(executions, seconds, 0, finding)
+        else:
+            with tempfile.TemporaryDirectory(prefix="fuzz-seeds-") as seeds:
+                for number, seed in enumerate(targets[name].seeds):
+                    Path(seeds, str(number)).write_bytes(seed)
+                outcome = fuzz(name, Path(seeds), out / name, options.runs, options.seconds)
+        results[name] = outcome
+        said = outcome.finding or "nothing found"
+        print(f"{name:16s} {outcome.executions:8d} inputs {outcome.seconds:7.1f} s  {said}", flush=True)
+    if options.record is not None:
+        _record(options.record, results)
+    print(f"inputs and logs: {out}")
+    return 1 if any(outcome.finding for outcome in results.values()) else 0
+
+
+def _record(path: Path, results: dict[str, Outcome]) -> None:
+    """Puts results into a file; those of other targets, from earlier runs, stay in it."""
+    before = json.loads(path.read_text(encoding="utf-8"))["targets"] if path.is_file() else {}
+    found = before | {name: asdict(outcome) for name, outcome in results.items()}
     summary = {
         "date": time.strftime("%Y-%m-%d"),
         "python": platform.python_version(),
-        "versions": {
-            name: metadata.version(name)
-            for name in ("atheris", "schemathesis", "pyarrow", "beautifulsoup4", "tokenizers")
-        },
-        "executions": sum(result["executions"] for name, result in results.items() if name != "http"),
-        "targets": results,
+        "versions": {name: metadata.version(name) for name in LIBRARIES},
+        "executions": sum(outcome["executions"] for outcome in found.values()),
+        "found": sum(outcome["finding"] is not None for outcome in found.values()),
+        "targets": found,
     }
-    if options.record is not None:
-        options.record.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    print(f"{summary['executions']} executions over {len(results)} targets")
-    return 1 if any(result["finding"] for result in results.values()) else 0
+    path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
