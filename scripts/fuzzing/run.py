@@ -105,10 +105,10 @@ def main() -> int:
                     Path(seeds, str(number)).write_bytes(seed)
                 outcome = fuzz(name, Path(seeds), out / name, options.runs, options.seconds)
         results[name] = outcome
+        if options.record is not None:
+            _record(options.record, results)
         said = outcome.finding or "nothing found"
         print(f"{name:16s} {outcome.executions:8d} inputs {outcome.seconds:7.1f} s  {said}", flush=True)
-    if options.record is not None:
-        _record(options.record, results)
     print(f"inputs and logs: {out}")
     return 1 if any(outcome.finding for outcome in results.values()) else 0
 
