@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -102,6 +103,10 @@ def _from_hub(name: str | None) -> Tokenizer:
     if not name:
         raise ArtifactError(missing)
     try:
-        return Tokenizer.from_pretrained(name)
-    except Exception as err:  # offline, unknown, not allowed: the remedy is the same
+        found = Tokenizer.from_pretrained(name)
+    except BaseException as err:  # offline, unknown, not allowed: the remedy is the same
+        if not failed(err):
+            raise
         raise ArtifactError(missing) from err
+    check_tokenizer(json.loads(found.to_str()), name)
+    return found
