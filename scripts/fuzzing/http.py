@@ -42,7 +42,7 @@ def fuzz_http(name: str, cases: int, out: Path) -> tuple[int, float, str | None]
         command: list[str | Path] = [
             Path(sys.executable).with_name("schemathesis"), "run", schema, "--url", f"http://127.0.0.1:{port}",
             "--max-examples", str(cases), "--checks", "not_a_server_error", "--phases", "fuzzing",
-            "--seed", "1", "--no-color", "--generation-database", "none", "--continue-on-failure", "--workers", "2",
+            "--no-color", "--generation-database", "none", "--continue-on-failure", "--workers", "2",
             "--suppress-health-check", "all", "--report", "ndjson", "--report-ndjson-path", out / "events.ndjson",
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=out)

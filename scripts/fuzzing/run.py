@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -89,7 +89,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=300, help="most seconds of each target (default: 300)")
     parser.add_argument("--cases", type=int, default=5_000, help="requests to each server (default: 5000)")
     parser.add_argument("--out", type=Path, help="where inputs and logs go (default: a new temporary directory)")
-    parser.add_argument("--record", type=Path, metavar="FILE", help="keep the results of these targets in a JSON file")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="add the results to a JSON file")
     options = parser.parse_args()
     if unknown := set(options.targets) - set(known):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; known are {', '.join(known)}")
@@ -106,23 +106,28 @@ def main() -> int:
                 outcome = fuzz(name, Path(seeds), out / name, options.runs, options.seconds)
         results[name] = outcome
         if options.record is not None:
-            _record(options.record, results)
+            _record(options.record, name, outcome)
         said = outcome.finding or "nothing found"
         print(f"{name:16s} {outcome.executions:8d} inputs {outcome.seconds:7.1f} s  {said}", flush=True)
     print(f"inputs and logs: {out}")
     return 1 if any(outcome.finding for outcome in results.values()) else 0
 
 
-def _record(path: Path, results: dict[str, Outcome]) -> None:
-    """Puts results into a file; those of other targets, from earlier runs, stay in it."""
-    before = json.loads(path.read_text(encoding="utf-8"))["targets"] if path.is_file() else {}
-    found = before | {name: asdict(outcome) for name, outcome in results.items()}
+def _record(path: Path, name: str, outcome: Outcome) -> None:
+    """Adds what came of a target to a file, in which earlier runs of it and of others stay."""
+    found = json.loads(path.read_text(encoding="utf-8"))["targets"] if path.is_file() else {}
+    before = found.get(name, {"executions": 0, "seconds": 0, "edges": 0, "findings": []})
+    found[name] = {
+        "executions": before["executions"] + outcome.executions,
+        "seconds": round(before["seconds"] + outcome.seconds, 1),
+        "edges": max(before["edges"], outcome.edges),
+        "findings": before["findings"] + ([outcome.finding] if outcome.finding else []),
+    }
     summary = {
         "date": time.strftime("%Y-%m-%d"),
         "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in LIBRARIES},
-        "executions": sum(outcome["executions"] for outcome in found.values()),
-        "found": sum(outcome["finding"] is not None for outcome in found.values()),
+        "versions": {library: metadata.version(library) for library in LIBRARIES},
+        "executions": sum(each["executions"] for each in found.values()),
         "targets": found,
     }
     path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
