@@ -28,6 +28,7 @@ from trimodal.errors import ArtifactError, OptimizationError, RequestError
 from trimodal.limits import Limits
 from trimodal.loading.artifacts import read_artifacts
 from trimodal.loading.built import Built, TextPart
+from trimodal.loading.calibration import read_calibrator
 from trimodal.loading.config import read_config
 from trimodal.loading.pickles import load_pickle, load_torch_config
 from trimodal.loading.tokenizer import load_tokenizer
@@ -187,6 +188,7 @@ def artifact_targets() -> dict[str, Fuzzed]:
     def folder(name: str, read: Callable[[Path], object] = read_artifacts) -> Folder:
         return Folder(name, read)
 
+    config = read_config(DEMO)
     table = {"a": np.float64(0.5), "b": [(0.0, 1)], "c": {1, b"x"}, "d": frozenset({2})}
     found: dict[str, tuple[Target, list[bytes]]] = {
         "hyperparameters": (folder("hyperparameters.json", read_config), [_demo("hyperparameters.json")]),
@@ -196,7 +198,10 @@ def artifact_targets() -> dict[str, Fuzzed]:
             folder("risk_table_map.json"),
             [b'{"net_conc_amt": {"bins": {"b": 1}, "default_bin": 0}}'],
         ),
-        "calibration": (folder("calibration/percentile_score.json"), [b"[[0, 0.1], [1, 0.9]]"]),
+        "calibration": (
+            folder("calibration/percentile_score.json", lambda path: read_calibrator(path, config)),
+            [b"[[0, 0.1], [1, 0.9]]"],
+        ),
         "golden": (
             folder("golden.jsonl", lambda path: read_golden(path / "golden.jsonl")),
             [b'{"record": {"a": 1}, "probs": [0.5, 0.5], "label": 1}'],
