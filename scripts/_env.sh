@@ -51,6 +51,11 @@ _install_dev() {
   _install_lock dev
 }
 
+_install_fuzz() {
+  _say "adding the fuzzers (half a minute, once)"
+  _install_lock fuzz
+}
+
 _install_project() { _pip install --no-deps --no-build-isolation -e "$root"; }
 
 _hash() { (cd "$root" && echo "$root" && cat "$@") | sha256sum | cut -d' ' -f1; }
@@ -68,10 +73,11 @@ _step() {
 _set_up() {
   _step serve requirements/{build,serve}.txt
   [[ $1 == dev ]] && _step dev requirements/{build,serve,full,torch,dev}.txt
+  [[ $1 == fuzz ]] && _step fuzz requirements/{build,serve,fuzz}.txt
   _step project pyproject.toml
 }
 
-# set_up serve|dev. Two at once wait for each other. In a subshell, so that what is started later inherits no lock;
+# set_up serve|dev|fuzz. Two at once wait for each other. In a subshell, so that what is started later inherits no lock;
 # not under `if` or `||`, where bash would ignore a failed step.
 set_up() {
   (

@@ -29,11 +29,17 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import ClassVar
+
+_SIGNS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class TrimodalError(Exception):
-    """Base of every error raised on purpose; its text is safe to show."""
+    """Base of every error raised on purpose; its text is safe to show, and one line whatever names stand in it."""
+
+    def __str__(self) -> str:
+        return _SIGNS.sub("\ufffd", super().__str__())
 
 
 class StartupError(TrimodalError):

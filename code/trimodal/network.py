@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from trimodal.errors import TrimodalError
+from trimodal.loading.weights import bert_arguments, check_tensors
 
 PARITY_TOLERANCE = 1e-5
 """Largest difference of a probability between PyTorch and its export: float32 rounding only."""
@@ -208,11 +209,17 @@ def load_network(path: Path, primary: Mapping[str, Any], secondary: Mapping[str,
         NetworkError: the file is not a state dict of this network.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = check_tensors(torch.load(path, map_location="cpu", weights_only=True))
     except (pickle.UnpicklingError, RuntimeError, EOFError) as err:
         raise NetworkError(f"{path.name} is not a state dict") from err
-    configs = BertConfig.from_dict(dict(primary)), BertConfig.from_dict(dict(secondary))
-    return TrimodalNetwork.from_state_dict(state, *configs)
+    except ValueError as err:
+        raise NetworkError(f"{path.name} cannot be used: {err}") from err
+    try:
+        first = BertConfig(**bert_arguments(primary, state, "primary_text_subnetwork"))
+        second = BertConfig(**bert_arguments(secondary, state, "secondary_text_subnetwork"))
+        return TrimodalNetwork.from_state_dict(state, first, second)
+    except (ValueError, KeyError, TypeError) as err:  # an activation, say, that transformers does not know
+        raise NetworkError(str(err) if isinstance(err, ValueError) else "config.json does not make a BERT") from err
 
 
 def input_names(texts: tuple[str, str], fields: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ import gzip
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -31,9 +32,7 @@ def predict_fn(data, model):
 def sleepy(model_dir, tmp_path_factory):
     """A model directory whose handler sleeps, crashes or exits where a record's id says so."""
     copy = tmp_path_factory.mktemp("sleepy") / "model"
-    copy.mkdir()
-    for path in model_dir.iterdir():
-        (copy / path.name).symlink_to(path)
+    shutil.copytree(model_dir, copy, ignore=shutil.ignore_patterns("optimized"))
     (copy / "code").mkdir()
     (copy / "code" / "inference.py").write_text(SLEEPY)
     return copy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -110,6 +111,59 @@ def test_a_damaged_prebuilt_model_is_not_served(settings, inject, served, how):
 
     assert Path(entry).parent == settings.optimized_dir
     assert started() == 2
+
+
+def elsewhere(manifest):
+    manifest["built"]["head"] = "../../../head.onnx"
+
+
+def unlisted(manifest):
+    del manifest["files"]["head.onnx"]
+
+
+def plugin(manifest):
+    manifest["built"]["profile"] = {"trt_extra_plugin_lib_paths": "/opt/ml/model/evil.so"}
+
+
+def absurd(manifest):
+    manifest["built"]["layout"]["primary"]["tokens"] = 10**9
+
+
+def typed(manifest):
+    manifest["built"]["layout"]["primary"]["dtype"] = "U1000000"
+
+
+def formless(manifest):
+    manifest["causes"] = "none"
+
+
+def probed(manifest):
+    manifest["probes"] = [[0.5], [0.5, 0.5]]
+
+
+@pytest.mark.parametrize("change", [elsewhere, unlisted, plugin, absurd, typed, formless, probed])
+def test_a_prebuilt_model_of_a_stranger_cannot_lead_elsewhere(settings, inject, change):
+    inject()
+    entry = bake(settings, None).entry
+    shutil.copy(entry / "head.onnx", settings.model_dir.parent / "head.onnx")
+    manifest = json.loads((entry / "manifest.json").read_text())
+    change(manifest)
+    (entry / "manifest.json").write_text(json.dumps(manifest))
+
+    status = load_pipeline(settings).status
+
+    assert (status["level"], status["rung"]) == (2, "tuned")
+    assert not [cause for cause in status["causes"].values() if str(settings.model_dir) in cause]
+
+
+def test_a_report_that_a_manifest_does_not_list_is_not_shown(settings, inject):
+    inject()
+    entry = bake(settings, None).entry
+    manifest = json.loads((entry / "manifest.json").read_text())
+    del manifest["files"]["report.md"]
+    (entry / "manifest.json").write_text(json.dumps(manifest))
+
+    assert load_pipeline(settings).status["report"] == ""
 
 
 def test_a_prebuilt_model_is_served_from_a_read_only_directory(settings, inject, served, mounted):

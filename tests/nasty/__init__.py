@@ -7,11 +7,11 @@ answer to each must be a prediction or one of our own 4xx errors, and must never
 from __future__ import annotations
 
 from nasty.bodies import encodings, json_bodies, lines_and_csv, texts
-from nasty.files import coded, media_types, parquet_files
+from nasty.files import coded, media_types, parquet_files, write_parquet
 from nasty.framing import framings
 from nasty.parts import CANARY, Make, Nasty
 
-__all__ = ["CANARY", "Nasty", "corpus", "framings"]
+__all__ = ["CANARY", "Nasty", "corpus", "framings", "write_parquet"]
 
 
 def corpus(text: str, other_text: str, number: str) -> dict[str, Make]:

@@ -103,3 +103,9 @@ def test_errors_of_start_up_have_no_status():
     for cls in (StartupError, SettingsError, ArtifactError):
         assert not issubclass(cls, RequestError)
         assert not hasattr(cls, "status")
+
+
+@pytest.mark.parametrize("sign", ["\n", "\r", "\x1b", "\x85", "\u2028", "\ud800"])
+def test_a_name_out_of_a_strangers_file_cannot_begin_a_line_of_its_own(sign):
+    assert str(ArtifactError(f"would build a{sign}b")) == "would build a\ufffdb"
+    assert RequestError(f"a{sign}b").to_dict()["error"]["message"] == "a\ufffdb"

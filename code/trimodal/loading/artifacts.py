@@ -9,10 +9,13 @@ from pathlib import Path
 from trimodal.errors import ArtifactError
 from trimodal.loading.calibration import read_calibrator
 from trimodal.loading.config import ModelConfig, read_config
+from trimodal.loading.directory import check_directory
 from trimodal.loading.files import finite, read_value
 from trimodal.records import Schema
 from trimodal.serving.calibrate import Calibrator
 from trimodal.serving.tabular import RiskTable
+
+_MOST_COLUMNS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +67,7 @@ def read_artifacts(model_dir: Path) -> Artifacts:
     Raises:
         ArtifactError: a file is missing, unreadable, contradictory or malicious.
     """
-    if not model_dir.is_dir():
-        raise ArtifactError(f"The model directory {model_dir} does not exist; mount or unpack the model there.")
+    check_directory(model_dir)
     if not (model_dir / "model.onnx").is_file() and not (model_dir / "model.pth").is_file():
         raise ArtifactError(
             "model.onnx is missing from the model directory, and so is model.pth; export the model to ONNX and add it."
@@ -109,7 +111,10 @@ def _read_columns(model_dir: Path, config: ModelConfig) -> tuple[str, ...] | Non
                 "number them from 0 without gaps."
             )
         names.append(name.strip())
-    missing = [name for name in (*config.tabular, config.primary, config.secondary) if name not in names]
+        if len(names) > _MOST_COLUMNS:
+            raise ArtifactError(f"feature_columns.txt lists more than {_MOST_COLUMNS} columns; list the model's.")
+    known = set(names)
+    missing = [name for name in (*config.tabular, config.primary, config.secondary) if name not in known]
     if missing:
         raise ArtifactError(
             f"feature_columns.txt lacks {', '.join(missing)}, which hyperparameters.json names as input; "

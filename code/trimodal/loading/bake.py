@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from trimodal.errors import ArtifactError
+from trimodal.loading.directory import check_directory
 from trimodal.loading.hardware import thread_count
 from trimodal.loading.prepare import prepare
 from trimodal.loading.selection import Selection
@@ -30,6 +31,7 @@ def bake(settings: Settings, out: Path | None) -> Selection:
     if out is not None:
         if out.exists():
             raise ArtifactError(f"{out} is there already; name a new directory.")
+        check_directory(model_dir)  # the copy follows links
         try:
             shutil.copytree(model_dir, out, ignore=shutil.ignore_patterns("optimized", ".*"))
         except (OSError, shutil.Error) as err:

@@ -176,7 +176,7 @@ def read_heads(model_dir: Path) -> tuple[int, int]:
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
             return int(config["num_attention_heads"]), int(config["hidden_size"])
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
             continue
     raise OptimizationError("the number of attention heads is neither in the graph nor in a config.json")
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from trimodal.errors import OptimizationError
+from trimodal.loading.compare import TOLERANCES
 from trimodal.serving.runner import GraphLayout, TabularInput, TextInput
+
+ENGINES = ("onnxruntime", "openvino")
+_OPTIONS = frozenset(f"trt_profile_{name}_shapes" for name in ("min", "opt", "max"))
+_LARGEST_BUCKET = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,39 +81,60 @@ class Built:
             part["dtype"] = np.dtype(part["dtype"]).name
         return plain
 
+    @property
+    def files(self) -> frozenset[str]:
+        """Its graphs."""
+        return frozenset({self.whole, self.head, *(part.file for part in self.texts)} - {""})
+
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Self:
-        """Reads what `to_json` wrote.
+        """Reads what `to_json` wrote, or a stranger did: options of a provider may name code to run.
 
         Raises:
-            OptimizationError: it is of another form.
+            OptimizationError: it is of another form, or names files elsewhere, or options that we never write.
         """
         try:
-            layout = plain["layout"]
-            return cls(
-                **{
-                    **plain,
-                    "providers": tuple(plain["providers"]),
-                    "layout": GraphLayout(
-                        primary=_text(layout["primary"]),
-                        secondary=_text(layout["secondary"]),
-                        tabular=tuple(
-                            TabularInput(
-                                **{**part, "dtype": np.dtype(part["dtype"]), "columns": tuple(part["columns"])}
-                            )
-                            for part in layout["tabular"]
-                        ),
-                        output=layout["output"],
-                        batch=layout["batch"],
-                        rows=layout["rows"],
-                    ),
-                    "texts": tuple(TextPart(**{**part, "outputs": tuple(part["outputs"])}) for part in plain["texts"]),
-                    "profile": dict(plain["profile"]),
-                    "head_shapes": tuple((int(side), str(name)) for side, name in plain["head_shapes"]),
-                }
-            )
-        except (KeyError, TypeError, ValueError) as err:
+            built = cls._made_of(plain)
+            ours = built.is_ours
+        except (KeyError, TypeError, ValueError, AttributeError) as err:
             raise OptimizationError("the manifest does not describe a model") from err
+        if not ours:
+            raise OptimizationError("the manifest describes a model that we would not have made")
+        return built
+
+    @classmethod
+    def _made_of(cls, plain: Mapping[str, Any]) -> Self:
+        layout = plain["layout"]
+        tabular = (
+            TabularInput(**{**part, "dtype": np.dtype(part["dtype"]), "columns": tuple(part["columns"])})
+            for part in layout["tabular"]
+        )
+        return cls(
+            **{
+                **plain,
+                "providers": tuple(plain["providers"]),
+                "layout": GraphLayout(
+                    primary=_text(layout["primary"]),
+                    secondary=_text(layout["secondary"]),
+                    tabular=tuple(tabular),
+                    output=layout["output"],
+                    batch=layout["batch"],
+                    rows=layout["rows"],
+                ),
+                "texts": tuple(TextPart(**{**part, "outputs": tuple(part["outputs"])}) for part in plain["texts"]),
+                "profile": dict(plain["profile"]),
+                "head_shapes": tuple((int(side), str(name)) for side, name in plain["head_shapes"]),
+            }
+        )
+
+    @property
+    def is_ours(self) -> bool:
+        """Tells whether files, options and sizes are such as we choose."""
+        names = all(Path(name).name == name for name in self.files)
+        options = _OPTIONS.issuperset(self.profile)
+        buckets = all(part.bucket in range(1, _LARGEST_BUCKET + 1) for part in self.texts)
+        known = self.precision in TOLERANCES and self.engine in ENGINES and len(self.texts) in (0, 2)
+        return names and options and buckets and known
 
 
 def _text(plain: Mapping[str, Any]) -> TextInput:

@@ -12,6 +12,7 @@ from trimodal.serving.calibrate import Calibrator, Table
 
 logger = logging.getLogger(__name__)
 
+_MOST_PAIRS = 100_000
 _CLASS_PREFIX = "calibration_model_class_"
 
 
@@ -65,6 +66,10 @@ def _table(value: object, where: str) -> Table:
         if len(numbers) != 2 or numbers[0] is None or numbers[1] is None:
             raise ArtifactError(f"{where} must be a list of [raw, calibrated] pairs of finite numbers.")
         table.append((numbers[0], numbers[1]))
+    if len(table) > _MOST_PAIRS:
+        raise ArtifactError(
+            f"{where} has more than {_MOST_PAIRS} pairs; every score is looked up in them, so use fewer."
+        )
     if not table:
         raise ArtifactError(f"{where} must be a list of at least one [raw, calibrated] pair.")
     return tuple(table)

@@ -18,6 +18,9 @@ SECONDARY_STEPS = ("dialogue_splitter", "text_normalizer", "dialogue_chunker", "
 
 _LIMITS = ("max_sen_len", "max_total_chunks", "chunk_trancate")
 
+_MOST_TOKENS, _MOST_CHUNKS, _MOST_NAMES, _MOST_STEPS, _LONGEST_NAME = 8192, 10_000, 10_000, 32, 500
+"""What a configuration may ask for: memory, and time at each request, grow with these."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
@@ -95,7 +98,7 @@ class _Reader:
         if len({primary, secondary, *tabular}) != len(tabular) + 2:
             raise ArtifactError("hyperparameters.json names one field twice among the texts and tab_field_list.")
         categories = self.labels("multiclass_categories")
-        num_classes = self.integer("num_classes", len(categories) or 2, low=2)
+        num_classes = self.integer("num_classes", len(categories) or 2, 2, _MOST_NAMES)
         if categories and len(categories) != num_classes:
             raise ArtifactError(
                 f"hyperparameters.json: num_classes is {num_classes} and multiclass_categories has {len(categories)}."
@@ -103,7 +106,7 @@ class _Reader:
         whole = self.config.get("unmarked_text")
         if whole not in (None, "whole"):
             raise ArtifactError("hyperparameters.json: unmarked_text must be “whole” or absent.")
-        limit = self.integer("max_total_chunks", 3, low=1)
+        limit = self.integer("max_total_chunks", 3, 1, _MOST_CHUNKS)
         return ModelConfig(
             primary=primary,
             secondary=secondary,
@@ -112,7 +115,7 @@ class _Reader:
             num_classes=num_classes,
             binary=num_classes == 2 and self.flag("is_binary", default=True),
             categories=categories,
-            max_tokens=self.integer("max_sen_len", 512, low=3),
+            max_tokens=self.integer("max_sen_len", 512, 3, _MOST_TOKENS),
             max_chunks=limit if self.flag("chunk_trancate", default=True) else None,
             primary_steps=self.steps("primary_text_processing_steps", PRIMARY_STEPS),
             secondary_steps=self.steps("secondary_text_processing_steps", SECONDARY_STEPS),
@@ -125,27 +128,34 @@ class _Reader:
         value = self.config.get(key)
         if value is None or value == "":
             return None
-        if not isinstance(value, str):
-            raise self.error(key, "must be a text")
-        return value
+        if not _is_name(value):
+            raise self.error(key, f"must be a text of one line and at most {_LONGEST_NAME} characters")
+        return str(value)
 
     def names(self, key: str) -> tuple[str, ...]:
         value = self.config.get(key)
-        if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
-            raise self.error(key, "must be a list of field names")
+        if not isinstance(value, list | tuple) or len(value) > _MOST_NAMES or not all(map(_is_name, value)):
+            raise self.error(
+                key, f"must be a list of at most {_MOST_NAMES} names of one line and at most {_LONGEST_NAME} characters"
+            )
         return tuple(value)
 
     def labels(self, key: str) -> tuple[str, ...]:
         value = self.config.get(key)
-        labels = tuple(str(label) for label in value) if isinstance(value, list | tuple) else ()
-        if (value is not None and not isinstance(value, list | tuple)) or len(set(labels)) != len(labels):
-            raise self.error(key, "must be a list of different labels")
+        if value is None:
+            return ()
+        plain = isinstance(value, list | tuple) and all(isinstance(label, str | int | float) for label in value)
+        labels = tuple(map(str, value)) if plain else ()
+        if not plain or len(set(labels)) != len(labels) or not all(map(_is_name, labels)):
+            raise self.error(key, "must be a list of different labels, texts or numbers")
         return labels
 
     def steps(self, key: str, default: tuple[str, ...]) -> tuple[str, ...]:
         if not self.config.get(key):
             return default
         steps = self.names(key)
+        if len(steps) > _MOST_STEPS:
+            raise self.error(key, f"names more than {_MOST_STEPS} steps")
         for step in steps:
             if step not in STEPS:
                 raise self.error(key, f"names the unknown step {step!r}; known are {', '.join(sorted(STEPS))}")
@@ -153,12 +163,12 @@ class _Reader:
             raise self.error(key, "must begin with dialogue_splitter, which reads the text as it was sent")
         return steps
 
-    def integer(self, key: str, default: int, *, low: int) -> int:
+    def integer(self, key: str, default: int, low: int, high: int) -> int:
         value = self.config.get(key)
         if value is None:
             return default
-        if not isinstance(value, int) or isinstance(value, bool) or value < low:
-            raise self.error(key, f"must be a whole number of at least {low}")
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise self.error(key, f"must be a whole number from {low} to {high}")
         return value
 
     def flag(self, key: str, *, default: bool) -> bool:
@@ -168,3 +178,8 @@ class _Reader:
         if not isinstance(value, bool):
             raise self.error(key, "must be true or false")
         return value
+
+
+def _is_name(value: object) -> bool:
+    """Tells what may be a name: it stands in messages of one line."""
+    return isinstance(value, str) and len(value) <= _LONGEST_NAME and len(value.splitlines()) < 2

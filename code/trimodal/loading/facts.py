@@ -101,8 +101,9 @@ def read_facts(artifacts: Artifacts, view: GraphView) -> ModelFacts:
     for text in (artifacts.schema.primary, artifacts.schema.secondary):
         try:
             found = find_encoder(view, f"{text}_input_ids")
-        except OptimizationError as err:
-            encoders.append(EncoderFacts(text, problem=str(err)))
+        except (OptimizationError, RecursionError) as err:  # a chain of a thousand nodes that do nothing, say
+            problem = str(err) if isinstance(err, OptimizationError) else "its nodes form too long a chain"
+            encoders.append(EncoderFacts(text, problem=problem))
             continue
         encoders.append(
             EncoderFacts(
@@ -140,9 +141,26 @@ def open_view(graph: Path) -> GraphView:
         raise OptimizationError("the package onnx is not installed") from err
 
     try:
-        return GraphView(_read(graph))
+        model = _read(graph)
+        _check_order(model)
+        return GraphView(model)
+    except OptimizationError:
+        raise
     except Exception as err:  # protobuf, onnx and the file system raise what they like
         raise OptimizationError(f"the graph cannot be read ({type(err).__name__})") from err
+
+
+def _check_order(model: onnx.ModelProto) -> None:
+    """Refuses a graph that runs in circles, which whoever follows its edges would do too.
+
+    Raises:
+        OptimizationError: a node reads what a later node makes.
+    """
+    later = {name for node in model.graph.node for name in node.output if name}
+    for node in model.graph.node:
+        if not later.isdisjoint(node.input):
+            raise OptimizationError("the nodes of the graph are not in the order in which they can be computed")
+        later.difference_update(node.output)
 
 
 def _read(graph: Path) -> onnx.ModelProto:

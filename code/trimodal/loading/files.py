@@ -7,8 +7,15 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from trimodal.errors import ArtifactError
 from trimodal.loading.pickles import load_pickle
+
+_MOST_CONTAINERS = 1_000_000
+"""Two bytes make a list, which takes ninety in memory."""
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def read_json(path: Path) -> Any:
@@ -18,9 +25,14 @@ def read_json(path: Path) -> Any:
         ArtifactError: the file cannot be read or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if text.count("[") + text.count("{") > _MOST_CONTAINERS:
+            raise ArtifactError(
+                f"{path.name} holds more than {_MOST_CONTAINERS} lists and objects; check how it was made."
+            )
+        return json.loads(text)
     except (OSError, UnicodeDecodeError) as err:
-        raise ArtifactError(f"{path.name} is not readable as UTF-8 text.") from err
+        raise ArtifactError(f"{path.name} is not readable as UTF-8 text; write it again.") from err
     except (ValueError, RecursionError) as err:
         raise ArtifactError(f"{path.name} is not valid JSON; write it again.") from err
 
@@ -42,9 +54,9 @@ def read_value(folder: Path, stem: str) -> tuple[Any, str] | None:
 
 
 def finite(value: object) -> float | None:
-    """Returns a finite number, or None for anything else."""
+    """Returns a number that is finite in 32 bits, as scores and inputs are, or None for anything else."""
     try:
         number = float(value) if isinstance(value, int | float) else math.nan
     except OverflowError:
         return None
-    return number if math.isfinite(number) else None
+    return number if abs(number) <= _LARGEST else None

@@ -24,6 +24,9 @@ _TYPES: dict[str, DTypeLike] = {
 }
 
 
+_MOST_TOKENS = 1_000_000
+
+
 class Interface(Protocol):
     """What tells a graph's inputs and outputs, as an `onnxruntime.InferenceSession` does."""
 
@@ -73,6 +76,11 @@ def _open(artifacts: Artifacts, options: onnxruntime.SessionOptions) -> onnxrunt
     except Exception as err:  # the library's exceptions share no base
         first = str(err).partition("\n")[0].replace(f"{artifacts.graph.parent}{os.sep}", "")  # no path leaves the host
         reason = first[:300] or type(err).__name__
+        if "xternal data path" in reason:
+            raise ArtifactError(
+                "model.onnx names weights that are not in the model directory; put them beside it, and export it again "
+                "where it names them by an absolute path."
+            ) from err
         raise ArtifactError(
             f"model.onnx cannot be loaded: it is damaged, incomplete or not an ONNX model; export it again. ({reason})"
         ) from err
@@ -93,7 +101,26 @@ def find_layout(session: Interface, schema: Schema) -> GraphLayout:
     batches = {size for size in (primary_batch, secondary_batch, *tabular_batches) if size is not None}
     if len(batches) > 1:
         raise ArtifactError("model.onnx: the inputs have different fixed batch sizes; export it with one.")
-    return GraphLayout(primary, secondary, tabular, _output(session), batches.pop() if batches else None)
+    return check_layout(GraphLayout(primary, secondary, tabular, _output(session), batches.pop() if batches else None))
+
+
+def check_layout(layout: GraphLayout) -> GraphLayout:
+    """Returns a layout whose inputs are of a type and size that can be fed.
+
+    Raises:
+        ArtifactError: they are not.
+    """
+    for text in (layout.primary, layout.secondary):
+        tokens = (layout.batch or 1) * (text.chunks or 1) * (text.tokens or 1)
+        if tokens > _MOST_TOKENS:
+            raise ArtifactError(
+                f"model.onnx: {text.ids} has axes fixed to {tokens} tokens, which every text would be filled up to; "
+                "export it with dynamic axes."
+            )
+    types = [layout.primary.dtype, layout.secondary.dtype, *(column.dtype for column in layout.tabular)]
+    if any(np.dtype(kind) not in _TYPES.values() for kind in types):
+        raise ArtifactError("model.onnx has inputs that are neither integers nor floating point numbers.")
+    return layout
 
 
 def _text_input(inputs: dict[str, Any], field: str) -> tuple[TextInput, int | None]:

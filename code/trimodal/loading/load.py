@@ -14,18 +14,18 @@ from trimodal.limits import DEFAULT_LIMITS, Limits
 from trimodal.loading.artifacts import Artifacts, read_artifacts
 from trimodal.loading.built import Built
 from trimodal.loading.compare import TOLERANCES
-from trimodal.loading.graph import find_layout, open_session
+from trimodal.loading.graph import check_layout, find_layout, open_session
 from trimodal.loading.hardware import thread_count
 from trimodal.loading.opening import AnyRunner, open_built
 from trimodal.loading.prepare import prepare, read_manifest
 from trimodal.loading.samples import make_probes
 from trimodal.loading.selection import Selection
 from trimodal.loading.sessions import Tuning
-from trimodal.loading.tokenizer import load_tokenizer
-from trimodal.records import EncodedText, Features
+from trimodal.loading.tokenizer import failed, largest_id, load_tokenizer
+from trimodal.records import EncodedText, Features, Record, Schema
 from trimodal.serving.encode import ResponseFormat
 from trimodal.serving.features import FeatureEncoder
-from trimodal.serving.pipeline import Pipeline
+from trimodal.serving.pipeline import Pipeline, Reader
 from trimodal.serving.runner import GraphLayout, Runner, TextInput
 from trimodal.serving.steps import always, finish, never
 from trimodal.serving.tabular import TabularEncoder
@@ -97,10 +97,22 @@ class _Loader:
 
     def entry(self, selection: Selection) -> Pipeline:
         """Opens an optimized model and checks that it still gives the scores that were proven."""
+        try:
+            return self._entry(selection)
+        except (ArtifactError, OptimizationError):
+            raise
+        except Exception as err:  # whatever is wrong with an optimized model, there is the one it was made from
+            logger.exception("an optimized model cannot be opened")
+            raise OptimizationError(f"the optimized model cannot be opened ({type(err).__name__})") from err
+
+    def _entry(self, selection: Selection) -> Pipeline:
         if selection.entry is None:
             raise OptimizationError("there is no optimized model")
         manifest = read_manifest(selection.entry)
         built = Built.from_json(manifest["built"])
+        check_layout(built.layout)
+        if not built.files <= set(manifest["files"]):
+            raise OptimizationError("the manifest describes a model of other files than it lists")
         runner = open_built(
             built, selection.entry, self.tuning, pad_id=self.pad_id, cache_entries=self.settings.encoder_cache
         )
@@ -141,7 +153,8 @@ class _Loader:
             limits=self.settings.limits,
             report_errors=self.settings.report_errors,
         )
-        _warm_up(runner, self.artifacts, self.tokenizer.get_vocab_size() - 1)
+        _warm_up(runner, self.artifacts, largest_id(self.tokenizer))
+        _try_text(pipeline.features, self.artifacts.schema)
         return pipeline
 
 
@@ -192,6 +205,12 @@ def feature_encoder(
                 f"model.onnx takes texts of {inputs.tokens} tokens and max_sen_len is {config.max_tokens}; "
                 "export it with a dynamic token axis, or lower max_sen_len."
             )
+        added = tokenizer.num_special_tokens_to_add(is_pair=False)
+        if added >= config.max_tokens:
+            raise ArtifactError(
+                f"tokenizer.json adds {added} special tokens to each text and max_sen_len is {config.max_tokens}; "
+                "raise max_sen_len."
+            )
         limits = [limit for limit in (config.max_chunks, inputs.chunks) if limit is not None]
         return TextEncoder(tokenizer, steps, config.max_tokens, min(limits, default=None), config.read_unmarked)
 
@@ -202,6 +221,23 @@ def feature_encoder(
         tabular=TabularEncoder(artifacts.schema.tabular, artifacts.imputation, artifacts.risk_tables),
         limits=limits,
     )
+
+
+def _try_text(reader: Reader, schema: Schema) -> None:
+    """Reads a text with words and signs that no vocabulary has, as customers send them.
+
+    Raises:
+        ArtifactError: the tokenizer cannot.
+    """
+    text = "[bom]Where is it? \u2603 \u0416\u4e2d zzqx <b>&amp;</b>[eom]"
+    try:
+        reader.encode(Record(0, {schema.primary: text, schema.secondary: text}))
+    except BaseException as err:
+        if not failed(err):
+            raise
+        raise ArtifactError(
+            "tokenizer.json cannot read a text with words that it does not know; save the fast tokenizer again."
+        ) from err
 
 
 def _warm_up(runner: AnyRunner, artifacts: Artifacts, largest_id: int) -> None:

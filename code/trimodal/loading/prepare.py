@@ -17,6 +17,7 @@ from typing import Any
 
 from trimodal.errors import ArtifactError, OptimizationError
 from trimodal.loading.cache import Store, cache_key, hash_files
+from trimodal.loading.directory import check_directory
 from trimodal.loading.facts import graph_files
 from trimodal.loading.hardware import detect, libraries, shares_weights
 from trimodal.loading.journal import Event, Journal, unfinished
@@ -60,8 +61,10 @@ def prepare(settings: Settings, threads: int, stop: threading.Event | None = Non
         Level 1, or level 2 with the causes; nothing is raised for a lost optimization.
 
     Raises:
-        ArtifactError: `STRICT_OPTIMIZATION=true` and something that was asked for is lost.
+        ArtifactError: the model directory holds what none may hold, or `STRICT_OPTIMIZATION=true` and something that
+            was asked for is lost.
     """
+    check_directory(settings.model_dir)
     try:
         selection = _prepare(settings, threads, stop or threading.Event())
     except (OptimizationError, OSError) as err:
@@ -120,6 +123,20 @@ def _key(settings: Settings, graph: Path, threads: int) -> str:
     )
 
 
+REPORT = "report.md"
+
+_MANIFEST = {
+    "rung": str,
+    "precision": str,
+    "engine": str,
+    "causes": dict,
+    "declined": list,
+    "files": dict,
+    "built": dict | None,
+    "probes": list | None,
+}
+"""What a manifest holds, beside its key."""
+
 _LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "onnx", "openvino", "numpy")
 
 
@@ -136,7 +153,7 @@ def _known(entry: Path, started: float) -> Selection:
         entry=entry.resolve() if manifest["built"] else None,  # workers run in other directories
         causes=manifest["causes"],
         declined=tuple(manifest["declined"]),
-        report=(entry / "report.md").read_text(encoding="utf-8"),
+        report=(entry / REPORT).read_text(encoding="utf-8") if REPORT in manifest["files"] else "",
     )
 
 
@@ -144,12 +161,15 @@ def read_manifest(entry: Path) -> dict[str, Any]:
     """Reads the manifest of an entry.
 
     Raises:
-        OptimizationError: there is none.
+        OptimizationError: there is none, or it is of another form.
     """
     try:
         manifest: dict[str, Any] = json.loads((entry / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as err:
+        wrong = [name for name, kind in _MANIFEST.items() if not isinstance(manifest[name], kind)]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as err:
         raise OptimizationError("the optimized model has no readable manifest") from err
+    if wrong:
+        raise OptimizationError(f"the optimized model's manifest is of another form ({wrong[0]})")
     return manifest
 
 
@@ -178,7 +198,7 @@ def _settle(store: Store, key: str, draft: Path, events: list[Event], started: f
                 file.rename(draft / file.name)
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     (draft / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-    (draft / "report.md").write_text(text, encoding="utf-8")
+    (draft / REPORT).write_text(text, encoding="utf-8")
     manifest = {
         "format": FORMAT,
         "rung": choice.rung,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -13,6 +12,8 @@ import numpy as np
 
 from trimodal.errors import ArtifactError, TrimodalError
 from trimodal.loading.artifacts import Artifacts, read_artifacts
+from trimodal.loading.files import read_json
+from trimodal.loading.weights import check_weights
 from trimodal.serving.runner import GraphLayout, TabularInput, TextInput
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def load_pytorch(artifacts: Artifacts, threads: int) -> tuple[TorchSession, Grap
 
 def _network(artifacts: Artifacts) -> TrimodalNetwork:
     """Builds the network of a model directory."""
+    check_weights(artifacts.state_dict)
     primary, secondary = read_bert_configs(artifacts.model_dir)
     try:
         from trimodal.network import NetworkError, load_network
@@ -75,12 +77,9 @@ def read_bert_configs(model_dir: Path) -> tuple[Mapping[str, Any], Mapping[str, 
         ArtifactError: there is none.
     """
     for path in (model_dir / "config.json", model_dir / "tokenizer" / "config.json"):
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except OSError:
+        if not path.is_file():
             continue
-        except ValueError as err:
-            raise ArtifactError("config.json is not valid JSON; copy it from the BERT that was trained.") from err
+        config = read_json(path)
         if isinstance(config, dict) and "num_attention_heads" in config:
             return config, config
     raise ArtifactError("model.pth needs the BERT config.json beside it, which tells the attention heads; add it.")

@@ -67,6 +67,8 @@ def read_samples(artifacts: Artifacts, encoder: FeatureEncoder, vocabulary: int)
     lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     labels = [json.loads(lines[i]).get("label") for i in picked]
     known = all(isinstance(label, int) for label in labels)
+    if known and not all(0 <= label < len(pairs[picked[0]][1]) for label in labels):
+        raise ArtifactError("golden.jsonl has a label that is no class; labels are classes, counted from 0.")
     return Samples(features, np.array([pairs[i][1] for i in picked], np.float32), labels if known else None)
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 from tokenizers import BertWordPieceTokenizer, Tokenizer
 
 from trimodal.errors import ArtifactError
+from trimodal.loading.directory import check_file
 from trimodal.loading.files import read_json
+from trimodal.loading.tokenizer_check import check_tokenizer
+
+_LARGEST_ID = 10_000_000
 
 
 def load_tokenizer(model_dir: Path, name: str | None) -> Tokenizer:
@@ -33,7 +38,14 @@ def load_tokenizer(model_dir: Path, name: str | None) -> Tokenizer:
     tokenizer = next(found, None) or _from_hub(name)
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    if largest_id(tokenizer) > _LARGEST_ID:
+        raise ArtifactError(f"tokenizer.json has a token id beyond {_LARGEST_ID}; number its tokens from 0.")
     return tokenizer
+
+
+def largest_id(tokenizer: Tokenizer) -> int:
+    """Returns the largest token id that a tokenizer gives."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
 
 
 def _read(place: Path) -> Tokenizer | None:
@@ -47,15 +59,24 @@ def _read(place: Path) -> Tokenizer | None:
     if read is None:
         return None
     found = file if read is _from_file else vocabulary
+    check_file(found, found.name)
     try:
         return read(found)
     except ArtifactError:
         raise
-    except Exception as err:  # the library raises bare Exception
+    except BaseException as err:
+        if not failed(err):
+            raise
         raise ArtifactError(f"{found.name} is not a readable tokenizer; save the fast tokenizer again.") from err
 
 
+def failed(err: BaseException) -> bool:
+    """Tells an error of the library, which raises bare exceptions, and Rust's panics, which are none."""
+    return isinstance(err, Exception) or type(err).__name__ == "PanicException"
+
+
 def _from_file(file: Path) -> Tokenizer:
+    check_tokenizer(read_json(file), file.name)
     return Tokenizer.from_file(str(file))
 
 
@@ -82,6 +103,10 @@ def _from_hub(name: str | None) -> Tokenizer:
     if not name:
         raise ArtifactError(missing)
     try:
-        return Tokenizer.from_pretrained(name)
-    except Exception as err:  # offline, unknown, not allowed: the remedy is the same
+        found = Tokenizer.from_pretrained(name)
+    except BaseException as err:  # offline, unknown, not allowed: the remedy is the same
+        if not failed(err):
+            raise
         raise ArtifactError(missing) from err
+    check_tokenizer(json.loads(found.to_str()), name)
+    return found

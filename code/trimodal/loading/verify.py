@@ -62,7 +62,7 @@ def read_golden(path: Path) -> list[tuple[Mapping[str, Any], list[float]]]:
         try:
             item = json.loads(line)
             pairs.append((dict(item["record"]), [float(p) for p in item["probs"]]))
-        except (ValueError, TypeError, KeyError) as err:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as err:
             raise ArtifactError(
                 f"golden.jsonl line {number} must be an object with “record” and “probs”; record it again."
             ) from err

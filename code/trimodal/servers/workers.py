@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trimodal.errors import ArtifactError, StartupError
+from trimodal.errors import StartupError
+from trimodal.loading.directory import check_directory
 
 ANSWERED = "x-trimodal-answer"
 """Header on every answer of a handler, so that the front tells it from the model server's own errors."""
@@ -38,13 +39,14 @@ def run_directory(model_dir: Path | None) -> Iterator[Path]:
     """Makes the directory that the processes of one container share while it runs.
 
     Args:
-        model_dir: the model directory, which must be there; None where models come later.
+        model_dir: the model directory, which is looked at before anything of it is opened; None where models come
+            later.
 
     Raises:
-        StartupError: it is not, or nothing can be written.
+        StartupError: it is not, holds what no model directory may hold, or nothing can be written.
     """
-    if model_dir is not None and not model_dir.is_dir():
-        raise ArtifactError(f"The model directory {model_dir} does not exist; mount or unpack the model there.")
+    if model_dir is not None:
+        check_directory(model_dir)
     try:
         folder = tempfile.TemporaryDirectory(prefix="trimodal-")
     except OSError as err:

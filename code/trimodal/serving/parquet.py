@@ -1,18 +1,20 @@
 """Parquet files from strangers: a few kilobytes can say that they hold gigabytes, and can lie about it.
 
-A file's own sums (its footer) need not be those of its pages. So the headers of all pages are read before pyarrow
-unpacks the first of them: what they say is what it reserves.
+A file's own sums need not be those of its pages. So the headers of all pages are read before pyarrow unpacks the first
+of them: what they say is what it reserves. pyarrow is not asked where the pages are: its `RowGroupMetaData.column` ends
+the process where the file contradicts itself (26.0.1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from trimodal.errors import MalformedBody, PayloadTooLarge
 from trimodal.limits import Limits
 from trimodal.records import Payload, Row
+from trimodal.serving.thrift import read_struct
 
 MAX_BYTES = 128 * 1024 * 1024
 """Size of all pages, unpacked, and of the rows that are made of them."""
@@ -20,8 +22,8 @@ MAX_BYTES = 128 * 1024 * 1024
 BATCH, BATCH_BYTES = 16, 16 * 1024 * 1024
 """Rows and bytes that are expanded before the size is looked at again: a dictionary holds a long text once for all."""
 
-_MAX_FOOTER = 4 * 1024 * 1024
-"""A byte of the footer takes up to 20 in memory."""
+_MAX_FOOTER = 1024 * 1024
+"""A byte of the footer takes up to 50 in memory."""
 
 _TAIL = 8  # the footer's length, and "PAR1"
 
@@ -36,15 +38,13 @@ def decode_parquet(body: bytes, limits: Limits) -> Payload:
     import pyarrow as pa
     from pyarrow import parquet
 
-    if _MAX_FOOTER < int.from_bytes(body[-_TAIL:-4], "little") < len(body):
-        raise PayloadTooLarge(f"The parquet file's footer is larger than {_MAX_FOOTER} bytes; send fewer columns.")
     rows: list[Row] = []
     size = 0
     pa.set_memory_pool(pa.system_memory_pool())  # which gives large blocks back at once
     try:
+        footer = _footer(body)
+        groups, batch_size = _check(footer, body, limits)
         file = parquet.ParquetFile(pa.BufferReader(body))
-        groups = [place for place in range(file.num_row_groups) if file.metadata.row_group(place).num_rows]
-        batch_size = _check(file, groups, body, limits)
         for batch in file.iter_batches(batch_size=batch_size, row_groups=groups, use_threads=False):
             size += _expanded_bytes(batch)
             if size > MAX_BYTES:
@@ -59,28 +59,51 @@ def decode_parquet(body: bytes, limits: Limits) -> Payload:
     return Payload(rows)
 
 
-def _check(file: Any, groups: Sequence[int], body: bytes, limits: Limits) -> int:
-    """Looks at every page of some row groups without unpacking it; returns how many rows may be expanded at a time.
+def _footer(body: bytes) -> dict[int, Any]:
+    """Reads the metadata at the end of a file (parquet.thrift, `FileMetaData`).
+
+    Raises:
+        ValueError: there are none.
+        PayloadTooLarge: they are too many.
+    """
+    length = int.from_bytes(body[-_TAIL:-4], "little")
+    if body[-4:] != b"PAR1" or length > len(body) - _TAIL:
+        raise ValueError("no footer")
+    if length > _MAX_FOOTER:
+        raise PayloadTooLarge(f"The parquet file's footer is larger than {_MAX_FOOTER} bytes; send fewer columns.")
+    return read_struct(body, len(body) - _TAIL - length)[0]
+
+
+def _check(footer: dict[int, Any], body: bytes, limits: Limits) -> tuple[list[int], int]:
+    """Looks at every page without unpacking it.
+
+    Returns:
+        The row groups that are not empty, and how many rows may be expanded at a time.
 
     Raises:
         PayloadTooLarge: the pages hold too much.
         ValueError: they cannot be read.
     """
-    if file.metadata.num_rows > limits.records:
-        raise limits.too_many_records()
-    size = values = 0
-    for group in groups:
-        for place in range(file.metadata.num_columns):
-            column = _column(file.metadata.row_group(group).column(place), body)
-            size += column.size
+    nested = any(element.get(3) == 2 for element in _structs(footer, 2))  # SchemaElement: repetition_type REPEATED
+    filled: list[int] = []
+    records = size = values = 0
+    for place, group in enumerate(_structs(footer, 4)):
+        rows = _number(group, 3)
+        if not rows:
+            continue
+        filled.append(place)
+        records += rows
+        if records > limits.records:
+            raise limits.too_many_records()
+        for chunk in _structs(group, 1):
+            column = _column(chunk, body)
+            size += column.size + (column.values * column.dictionary if nested else 0)  # a list is expanded whole
             values += column.values
-            if file.schema.column(place).max_repetition_level:  # a list is expanded whole
-                size += column.values * column.dictionary
             if size > MAX_BYTES:
                 raise _too_large()
             if values > limits.values:
                 raise limits.too_many_values()
-    return max(1, min(BATCH, BATCH_BYTES // max(1, size)))
+    return filled, max(1, min(BATCH, BATCH_BYTES // max(1, size)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +121,14 @@ class _Column:
     dictionary: int
 
 
-def _column(chunk: Any, body: bytes) -> _Column:
-    """Adds up the pages of a column chunk, which pyarrow will read from the same place."""
-    start = chunk.data_page_offset
-    if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < start:
-        start = chunk.dictionary_page_offset
+def _column(chunk: dict[int, Any], body: bytes) -> _Column:
+    """Adds up the pages of a column chunk (`ColumnChunk`, `ColumnMetaData`), found as pyarrow finds them."""
+    (facts,) = _structs({3: [chunk.get(3)]}, 3)
+    start = _number(facts, 9)
+    if 0 < _number(facts, 11) < start:
+        start = _number(facts, 11)
     size = values = dictionary = 0
-    for page in _pages(body, start, start + chunk.total_compressed_size):
+    for page in _pages(body, start, start + _number(facts, 7)):
         size += page.size
         if page.dictionary:
             dictionary += page.size
@@ -121,74 +145,42 @@ class _Page:
 
 
 def _pages(body: bytes, place: int, end: int) -> Iterator[_Page]:
-    """Yields what the header of each page says (parquet.thrift, `PageHeader`).
+    """Yields what the header of each page says (`PageHeader`).
 
     Raises:
         ValueError: a header cannot be read, or names no size that can be.
     """
     if not 0 <= place <= end <= len(body):
-        raise ValueError("column chunk outside of the file")
+        raise ValueError("a column chunk outside of the file")
     while place < end:
-        header, place = _struct(body, place)
-        size, packed = header.get(2, -1), header.get(3, -1)
-        counts = [part.get(1, -1) for part in (header.get(number) for number in (5, 7, 8)) if isinstance(part, dict)]
-        if not isinstance(size, int) or not isinstance(packed, int) or min(size, packed, *counts) < 0:
-            raise ValueError("page header")
-        yield _Page(size, sum(counts), 7 in header)
-        place += packed
+        header, place = read_struct(body, place)
+        counts = [_number(part, 1) for part in (header.get(kind) for kind in (5, 7, 8)) if isinstance(part, dict)]
+        yield _Page(_number(header, 2), sum(counts), 7 in header)
+        place += _number(header, 3)
 
 
-def _struct(data: bytes, place: int, depth: int = 3) -> tuple[dict[int, Any], int]:
-    """Reads a struct of the thrift compact protocol.
-
-    Returns:
-        Field number to whole number or struct, for fields of those kinds; and the place behind it.
+def _structs(fields: dict[int, Any], number: int) -> list[dict[int, Any]]:
+    """Returns a list of structs.
 
     Raises:
-        ValueError: it is not one, or holds what page headers do not.
-        IndexError: the data ends.
+        ValueError: the field is none.
     """
-    fields: dict[int, Any] = {}
-    number = 0
-    while (head := data[place]) != 0:
-        place += 1
-        if head >> 4:
-            number += head >> 4
-        else:
-            number, place = _integer(data, place)
-        if number in fields:
-            raise ValueError("repeated field")
-        kind = head & 15
-        fields[number] = None
-        if kind in (4, 5, 6):
-            fields[number], place = _integer(data, place)
-        elif kind == 12 and depth:
-            fields[number], place = _struct(data, place, depth - 1)
-        elif kind == 8:
-            length, place = _varint(data, place)
-            place += length
-        elif kind in (3, 7):
-            place += 1 if kind == 3 else 8
-        elif kind not in (1, 2):
-            raise ValueError("unknown field")
-    return fields, place + 1
+    found = fields.get(number)
+    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+        raise ValueError("a list that is none")
+    return found
 
 
-def _integer(data: bytes, place: int) -> tuple[int, int]:
-    """Reads a signed number (zigzag)."""
-    value, place = _varint(data, place)
-    return (value >> 1) ^ -(value & 1), place
+def _number(fields: dict[int, Any], number: int) -> int:
+    """Returns a number, 0 where it is missing.
 
-
-def _varint(data: bytes, place: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = data[place]
-        place += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, place
-    raise ValueError("number too long")
+    Raises:
+        ValueError: it is negative, or no number.
+    """
+    found = fields.get(number, 0)
+    if not isinstance(found, int) or found < 0:
+        raise ValueError("a number that is none")
+    return found
 
 
 def _expanded_bytes(batch: Any) -> int:

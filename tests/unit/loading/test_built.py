@@ -32,3 +32,35 @@ def test_a_description_comes_back_from_json():
 def test_another_form_is_an_error(change):
     with pytest.raises(OptimizationError, match="does not describe a model"):
         Built.from_json({**BUILT.to_json(), **change})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"head": "../../head.onnx"},
+        {"head": "/etc/passwd"},
+        {"whole": "folder/model.onnx"},
+        {"texts": [{**BUILT.to_json()["texts"][0], "file": "../primary.onnx"}, BUILT.to_json()["texts"][1]]},
+        {"texts": [{**BUILT.to_json()["texts"][0], "bucket": 10**9}, BUILT.to_json()["texts"][1]]},
+        {"texts": [{**BUILT.to_json()["texts"][0], "bucket": 0}, BUILT.to_json()["texts"][1]]},
+        {"texts": BUILT.to_json()["texts"][:1]},
+        {"profile": {"trt_extra_plugin_lib_paths": "/opt/ml/model/evil.so"}},
+        {"engine": "tvm"},
+        {"precision": "fp8"},
+    ],
+)
+def test_what_we_would_not_have_made_is_an_error(change):
+    with pytest.raises(OptimizationError, match="would not have made"):
+        Built.from_json({**BUILT.to_json(), **change})
+
+
+@pytest.mark.parametrize(
+    "change", [{"head": 5}, {"head": ["a"]}, {"precision": []}, {"profile": [1]}, {"texts": [{}, {}]}]
+)
+def test_values_of_another_kind_are_an_error(change):
+    with pytest.raises(OptimizationError):
+        Built.from_json({**BUILT.to_json(), **change})
+
+
+def test_the_files_of_a_model():
+    assert BUILT.files == {"primary.onnx", "s.onnx", "head.onnx"}

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ import onnx
 import pytest
 import torch
 
-from model_directories import artifact_error, edit_json
+from model_directories import Harmful, artifact_error, edit_json
 from trimodal.loading.artifacts import read_artifacts
 from trimodal.loading.load import load_pipeline
 from trimodal.loading.pytorch import export_model, load_pytorch, read_bert_configs
@@ -103,6 +106,41 @@ def damage_names(path):
     torch.save({"weight": torch.ones(2)}, path / "model.pth")
 
 
+def change_state(path, change):
+    state = torch.load(path / "model.pth", weights_only=True)
+    torch.save(change(state), path / "model.pth")
+
+
+def damage_kind(path):
+    torch.save([torch.ones(2)], path / "model.pth")
+
+
+def damage_values(path):
+    change_state(path, lambda state: {**state, "more": 1})
+
+
+def damage_sizes(path):
+    """A weight of two gigabytes, which are one number."""
+    name = "final_merge_network.2.weight"
+    change_state(path, lambda state: {**state, name: torch.ones(1).expand(250_000, 2000)})
+
+
+def damage_program(path):
+    with zipfile.ZipFile(path / "model.pth", "w") as archive:
+        archive.writestr("model/data.pkl", pickle.dumps({"a": Harmful(os.system, "touch ran")}))
+
+
+def damage_packing(path):
+    """Zeros that unpack to more than the memory of any container."""
+    with zipfile.ZipFile(path / "model.pth", "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model/data/99", b"")
+        archive.filelist[-1].file_size = 2**42
+
+
+def absurd(**sizes):
+    return lambda path: edit_json(path / "config.json", **sizes)
+
+
 def damage_shapes(path):
     edit_json(path / "config.json", hidden_size=32)
 
@@ -121,7 +159,20 @@ def damage_fields(path):
     [
         (damage_bytes, "model.pth"),
         (damage_names, "model.pth"),
-        (damage_shapes, "model.pth"),
+        (damage_shapes, "model.pth: config.json names another hidden_size than the weights have, which is 64"),
+        (damage_kind, "model.pth cannot be used: it is no state dict"),
+        (damage_values, "model.pth cannot be used: it holds something else than tensors"),
+        (damage_sizes, "model.pth cannot be used: a tensor says that it is larger than its numbers"),
+        (damage_program, "model.pth cannot be read: it would build posix.system"),
+        (damage_packing, "model.pth unpacks to 4194305 MB and this container has"),
+        (absurd(vocab_size=10**9), "another vocab_size than the weights have, which is 1600"),
+        (absurd(num_hidden_layers=10**9), "another num_hidden_layers than the weights have, which is 2"),
+        (absurd(intermediate_size=10**9), "another intermediate_size"),
+        (absurd(max_position_embeddings=10**9), "another max_position_embeddings"),
+        (absurd(num_attention_heads=10**9), "num_attention_heads must divide hidden_size, which is 64"),
+        (absurd(num_attention_heads=0), "num_attention_heads must divide hidden_size"),
+        (absurd(num_attention_heads="2"), "num_attention_heads is of a wrong type"),
+        (absurd(hidden_act="os.system"), "config.json does not make a BERT"),
         (damage_config, "config.json"),
         (damage_fields, "tab_field_list"),
     ],
@@ -132,6 +183,18 @@ def test_weights_that_make_no_network_are_an_error(directory, damage, words):
 
     with artifact_error(words):
         load_pytorch(read_artifacts(directory), 1)
+
+
+def test_a_config_cannot_name_code_to_run(directory):
+    """transformers would load such an attention from its hub, and run it."""
+    edit_json(
+        directory / "config.json",
+        attn_implementation="someone/kernels:attention",
+        _attn_implementation="someone/kernels:attention",
+        auto_map={"AutoModel": "evil.Model"},
+    )
+
+    load_pytorch(read_artifacts(directory), 1)
 
 
 def test_an_export_gives_the_same_scores(directory):

@@ -197,3 +197,13 @@ def test_a_zip_whose_names_are_no_text_is_an_error(saved):
 
     with artifact_error("model_artifacts.pth"):
         load_torch_config(saved)
+
+
+def test_a_packed_pickle_that_unpacks_to_gigabytes_is_refused(saved):
+    with zipfile.ZipFile(saved, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("archive/data.pkl", "w") as file:
+        for _ in range(65):
+            file.write(b"N0" * 512 * 1024)
+    assert saved.stat().st_size < 100_000
+
+    with artifact_error("model_artifacts.pth holds more than 67108864 bytes beside its tensors"):
+        load_torch_config(saved)
