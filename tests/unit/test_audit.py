@@ -27,6 +27,7 @@ def service(tmp_path, monkeypatch):
 
     def install(kind):
         (tmp_path / "pip_audit").mkdir()
+        (tmp_path / "pip_audit" / "__init__.py").touch()  # without it an installed one would come first
         program = "raise SystemExit('no route')" if kind == "gone" else PIP_AUDIT % kind
         (tmp_path / "pip_audit" / "__main__.py").write_text(program)
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
