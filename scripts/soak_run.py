@@ -45,8 +45,8 @@ from soak_traffic import REQUEST_SECONDS, Golden, Size, Traffic
 
 DEMO = Path(__file__).parent / "models" / "demo"
 WARM_UP, WARM_UP_SECONDS = 0.25, 300
-IDLE_SECONDS = 18
-"""Time for connections inside the container that nobody uses any more to be closed: aiohttp keeps them for 15."""
+IDLE_SECONDS = 32
+"""Time for connections inside the container that nobody uses any more to be closed: aiohttp keeps them for 15 to 30."""
 
 GROWTH = 0.02
 SLOWER, SLOWER_MS = 2.0, 20.0

@@ -39,6 +39,7 @@ from trimodal.servers.mms import Service
 from trimodal.servers.pulse import Pulse
 from trimodal.servers.scheduler import Scheduler
 from trimodal.servers.telemetry import Telemetry
+from trimodal.servers.workers import full_disk_told
 from trimodal.serving.pipeline import Pipeline
 from trimodal.settings import Settings
 
@@ -227,7 +228,8 @@ def main() -> int:
     if settings.run_dir is None:
         raise StartupError("TRIMODAL_RUN_DIR is not set; start the container with `trimodal serve`.")
     try:
-        _serve(settings, settings.run_dir)
+        with full_disk_told():
+            _serve(settings, settings.run_dir)
     except TrimodalError as err:
         sys.stdout.flush()
         print(f"trimodal: {err}", file=sys.stderr)  # noqa: T201  the one message that a user looks for

@@ -1,0 +1,293 @@
+"""Faults of the host at the start of a server: disks, users, memory and processors that are less than needed."""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+MIB = 1024 * 1024
+NOBODY = 65534
+
+CODE = Path(__file__).parents[2] / "code"
+
+AS_NOBODY = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+
+GREEDY = """
+def predict_fn(data, model):
+    grown = []
+    while str(data.rows[0]["order_id"]) == "memory":
+        grown.append(bytearray(b"x" * 10_000_000))
+    return model.predict(data)
+"""
+
+LIMITS = {"cpu.cfs_quota_us": "50000"}, {"memory.limit_in_bytes": str(1024 * MIB)}
+V1 = {"/sys/fs/cgroup/cpu": LIMITS[0], "/sys/fs/cgroup/memory": LIMITS[1]}
+V2 = {"/sys/fs/cgroup": {"cpu.max": "50000 100000", "memory.max": str(1024 * MIB)}}
+GROUPS = V1 if Path("/sys/fs/cgroup/memory").is_dir() else V2
+"""Control groups of half a processor and 1 GB, of version 1 or 2."""
+
+NO_TEMPORARY = "import tempfile\ntempfile._candidate_tempdir_list = lambda: ['/nowhere/tmp']\n"
+
+FILL = """
+import os, sys
+from pathlib import Path
+disk, log, full_from = {disk!r}, {log!r}, {full_from!r}
+
+def fill():
+    with open(disk + "/filler", "ab", 0) as filler:
+        for size in (1 << 20, 1 << 12):
+            try:
+                while filler.write(bytes(size)) == size:
+                    pass
+            except OSError:
+                pass
+
+def name(path):
+    parts = ["#" if len(p) in (8, 64) or p.startswith("trimodal-") or any(c.isdigit() for c in p) else p for p in path[len(disk) + 1:].split("/")]
+    return "/".join(parts)
+
+def watch(event, arguments):
+    if event != "open" or not isinstance(arguments[0], str) or not arguments[0].startswith(disk + "/"):
+        return
+    path, mode, flags = arguments
+    if not flags & (os.O_WRONLY | os.O_RDWR) or path.endswith("/filler"):
+        return
+    here = name(path)
+    if here == full_from:
+        fill()
+    with open(log, "a") as file:
+        file.write(here + "\\n")
+
+sys.addaudithook(watch)
+"""
+"""Notes which files below a disk are opened to be written, and fills the disk as one of them is."""
+
+
+@pytest.fixture
+def injected(tmp_path):
+    """Runs lines in every Python process of a server before it starts; returns the environment that brings them."""
+
+    def install(lines):
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        (folder / "sitecustomize.py").write_text(lines)
+        return {"PYTHONPATH": str(folder)}
+
+    return install
+
+
+@pytest.fixture
+def model(model_dir, tmp_path):
+    """A copy of the demo model without an optimized one."""
+    return shutil.copytree(model_dir, tmp_path / "model", ignore=shutil.ignore_patterns("optimized"))
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of 12 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", place], check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    yield place
+    subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def assert_scores(server, golden):
+    answer = server.predict(*(item["record"] for item in golden))
+    assert answer.scores == pytest.approx([item["probs"][1] for item in golden], abs=1e-4)
+
+
+def outcome(server, golden):
+    """Waits until a server serves, and rightly, or has said in one line why it cannot; returns its level, or None."""
+    try:
+        server.wait_until_ready()
+    except AssertionError:
+        assert server.process.returncode == 1
+        last = server.log_text.strip().splitlines()[-1]
+        assert last.startswith("trimodal: No space is left"), server.log_text[-3000:]
+        return None
+    assert_scores(server, golden)
+    level = server.get("/ping").json.get("level")
+    assert server.terminate() == 0
+    return level
+
+
+def test_the_disk_is_full_at_any_stage_of_the_cold_start(start, model, disk, injected, golden, kind):
+    """The only one there is, for the cache and for temporary files, filled as one file after the other is made."""
+    log = disk.parent / "opened"
+
+    def run(full_from):
+        log.write_text("")
+        for path in disk.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        (disk / "tmp").mkdir()
+        lines = FILL.format(disk=str(disk), log=str(log), full_from=full_from)
+        server = start(
+            model, wait=False, OPTIMIZED_MODEL_DIR=str(disk / "cache"), TMPDIR=str(disk / "tmp"), **injected(lines)
+        )
+        level = outcome(server, golden)
+        assert "Traceback" not in server.log_text, (full_from, server.log_text)
+        return level
+
+    assert run(None) == 1
+    stages = list(dict.fromkeys(log.read_text().splitlines()))
+    assert {"cache/#/task.json", "cache/#/journal.jsonl", "cache/#/manifest.json"} <= set(stages)
+    levels = {stage: run(stage) for stage in stages if kind == "asgi" or stage.startswith("tmp/")}
+    assert set(levels.values()) <= {1, 2, None}, levels
+    assert run(None) == 1  # once there is room, what was lost is made
+
+
+def test_a_full_disk_stops_no_profiling(start, model, disk, golden):
+    """ONNX Runtime writes its profile at the end, where there is no room for it."""
+    (disk / "tmp").mkdir()
+    server = start(
+        model, TMPDIR=str(disk / "tmp"), ENABLE_ONNX_PROFILING="true", OPTIMIZED_MODEL_DIR=str(disk / "cache")
+    )
+    with (disk / "filler").open("ab", 0) as filler, pytest.raises(OSError, match="No space left"):
+        while True:
+            filler.write(bytes(4096))
+    for _ in range(20):
+        assert_scores(server, golden)
+    assert server.terminate() == 0
+    assert "Traceback" not in server.log_text
+    assert [line["level"] for line in server.log_lines if "profile" in line["message"]] == []
+
+
+def test_no_directory_for_temporary_files(start, model, injected):
+    server = start(model, wait=False, **injected(NO_TEMPORARY))
+
+    assert server.process.wait(timeout=30) == 1
+    assert server.log_text.strip() == "trimodal: No writable directory for temporary files; mount a tmpfs on /tmp."
+
+
+@pytest.fixture
+def anybodys(model_dir):
+    """Copies of the demo model, and folders, that every user can read; with a server of another user, as root."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        shutil.copytree(model_dir, folder / "model", ignore=shutil.ignore_patterns("optimized"))
+        (folder / "cache").mkdir()
+        (folder / "tmp").mkdir()
+        (folder / "tmp").chmod(0o1777)
+        if subprocess.run([sys.executable, "-c", "import mms, trimodal"], user=NOBODY, group=NOBODY, check=False,
+                          env={"PYTHONPATH": str(CODE)}, cwd="/").returncode:  # fmt: skip
+            pytest.skip("another user cannot read the installed packages here")
+        yield folder
+
+
+def test_a_cache_of_another_user(start, anybodys, golden):
+    """What it holds is served; where it holds nothing, nothing is optimized, and the cause says what to do."""
+    model, cache = anybodys / "model", anybodys / "cache"
+    environ = {"OPTIMIZED_MODEL_DIR": str(cache), "TMPDIR": str(anybodys / "tmp")}
+
+    def served():
+        server = start(model, within=AS_NOBODY, **environ)
+        assert_scores(server, golden)
+        state = server.get("/ping").json
+        assert server.terminate() == 0
+        assert "Traceback" not in server.log_text
+        return state
+
+    state = served()
+    assert (state["level"], state["rung"]) == (2, "tuned")
+    assert state["causes"]["optimization"].endswith("is not writable; mount it writable or set OPTIMIZED_MODEL_DIR.")
+
+    assert start(model, **environ).terminate() == 0  # root fills it
+    assert (served()["level"], len(list(cache.glob("*/manifest.json")))) == (1, 1)
+
+
+def test_a_temporary_cache_that_another_user_has_made(start, anybodys, golden):
+    """Names of temporary directories can be guessed; who makes one first must not decide what is served."""
+    planted = anybodys / "tmp" / f"trimodal-cache-{NOBODY}"
+    planted.mkdir(mode=0o777)
+    server = start(anybodys / "model", within=AS_NOBODY, TMPDIR=str(anybodys / "tmp"))
+    assert_scores(server, golden)
+    state = server.get("/ping").json
+    assert state["level"] == 2
+    assert "holds another user's" in state["causes"]["optimization"]
+    assert list(planted.iterdir()) == []
+    assert server.terminate() == 0
+
+
+@pytest.fixture
+def small_host():
+    """Makes what it starts run in a control group of half a processor and 1 GB; yields the command and its folders."""
+    groups = []
+    try:
+        for folder, limits in GROUPS.items():
+            group = Path(folder) / f"trimodal-test-{os.getpid()}"
+            group.mkdir()
+            groups.append(group)
+            for name, value in limits.items():
+                (group / name).write_text(value)
+    except OSError:
+        for group in groups:
+            group.rmdir()
+        pytest.skip("no control group can be made here")
+    enter = "".join(f"echo $$ >{group}/cgroup.procs\n" for group in groups)
+    yield ["sh", "-c", f'set -e\n{enter}exec "$@"', "sh"], groups
+    for group in groups:
+        deadline = time.monotonic() + 20
+        while (group / "cgroup.procs").read_text() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        group.rmdir()
+
+
+def test_half_a_processor_and_one_gigabyte(start, model, small_host, golden):
+    within, _ = small_host
+    server = start(model, within=within)
+    state = server.get("/ping").json
+    assert (state["level"], state["workers"]) == (1, 1)
+    answers, threads = [], []
+    for _ in range(8):
+        threads.append(threading.Thread(target=lambda: answers.append(server.predict(golden[0]["record"]).scores)))
+        threads[-1].start()
+    begun = time.monotonic()
+    assert server.get("/ping").status == 200
+    assert time.monotonic() - begun < 2  # SageMaker's patience
+    for thread in threads:
+        thread.join()
+    assert answers == [pytest.approx([golden[0]["probs"][1]], abs=1e-5)] * 8
+    assert_scores(server, golden)
+    assert server.terminate() == 0
+
+
+def test_a_process_killed_for_memory_is_replaced(start, model, small_host, golden):
+    """By the kernel, in a container of 1 GB, for a handler that takes all it can get."""
+    within, _ = small_host
+    (model / "code").mkdir()
+    (model / "code" / "inference.py").write_text(GREEDY)
+    server = start(model, within=within)
+    before = server.workers()
+    with contextlib.suppress(OSError):
+        assert server.predict({**golden[0]["record"], "order_id": "memory"}).status in (500, 503)
+    deadline = time.monotonic() + 60
+    while set(before) & set(server.workers()) or not serving(server):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert_scores(server, golden)
+    assert server.terminate() == 0
+    assert "Traceback" not in server.log_text
+    assert sum(line.get("OutOfMemory", 0) for line in metrics(server)) >= 1
+
+
+def serving(server):
+    try:
+        return server.get("/ping").status == 200
+    except OSError:
+        return False
+
+
+def metrics(server):
+    return [json.loads(line) for line in server.log_text.splitlines() if line.startswith('{"_aws"')]
