@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -15,10 +14,6 @@ import pytest
 
 MIB = 1024 * 1024
 NOBODY = 65534
-
-CODE = Path(__file__).parents[2] / "code"
-
-AS_NOBODY = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
 
 GREEDY = """
 def predict_fn(data, model):
@@ -51,8 +46,10 @@ def fill():
                 pass
 
 def name(path):
-    parts = ["#" if len(p) in (8, 64) or p.startswith("trimodal-") or any(c.isdigit() for c in p) else p for p in path[len(disk) + 1:].split("/")]
-    return "/".join(parts)
+    def plain(part):
+        random = len(part) in (8, 64) or part.startswith("trimodal-") or any(map(str.isdigit, part))
+        return "#" if random else part
+    return "/".join(map(plain, path[len(disk) + 1:].split("/")))
 
 def watch(event, arguments):
     if event != "open" or not isinstance(arguments[0], str) or not arguments[0].startswith(disk + "/"):
@@ -120,7 +117,7 @@ def outcome(server, golden):
     return level
 
 
-def test_the_disk_is_full_at_any_stage_of_the_cold_start(start, model, disk, injected, golden, kind):
+def test_the_disk_is_full_at_any_stage_of_the_cold_start(start, model, disk, *, injected, golden, kind):
     """The only one there is, for the cache and for temporary files, filled as one file after the other is made."""
     log = disk.parent / "opened"
 
@@ -145,20 +142,23 @@ def test_the_disk_is_full_at_any_stage_of_the_cold_start(start, model, disk, inj
     assert run(None) == 1  # once there is room, what was lost is made
 
 
-def test_a_full_disk_stops_no_profiling(start, model, disk, golden):
+def test_a_full_disk_stops_no_profiling(start, model, disk, golden, kind):
     """ONNX Runtime writes its profile at the end, where there is no room for it."""
     (disk / "tmp").mkdir()
     server = start(
         model, TMPDIR=str(disk / "tmp"), ENABLE_ONNX_PROFILING="true", OPTIMIZED_MODEL_DIR=str(disk / "cache")
     )
-    with (disk / "filler").open("ab", 0) as filler, pytest.raises(OSError, match="No space left"):
-        while True:
-            filler.write(bytes(4096))
+    with (disk / "filler").open("ab", 0) as filler, contextlib.suppress(OSError):
+        while filler.write(bytes(4096)):
+            pass
+    assert shutil.disk_usage(disk).free == 0
     for _ in range(20):
         assert_scores(server, golden)
     assert server.terminate() == 0
     assert "Traceback" not in server.log_text
-    assert [line["level"] for line in server.log_lines if "profile" in line["message"]] == []
+    told = [line["message"] for line in server.log_lines if "profile" in line["message"]]
+    assert (kind == "mms") == (told == [])  # its workers are ended without a last word
+    assert all("is not whole; mount a larger volume" in message for message in told)
 
 
 def test_no_directory_for_temporary_files(start, model, injected):
@@ -169,30 +169,24 @@ def test_no_directory_for_temporary_files(start, model, injected):
 
 
 @pytest.fixture
-def anybodys(model_dir):
-    """Copies of the demo model, and folders, that every user can read; with a server of another user, as root."""
+def plain():
+    """A command whose processes may not write what belongs to another user, as those of root may."""
     if os.geteuid() != 0:
-        pytest.skip("only root can become another user")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        shutil.copytree(model_dir, folder / "model", ignore=shutil.ignore_patterns("optimized"))
-        (folder / "cache").mkdir()
-        (folder / "tmp").mkdir()
-        (folder / "tmp").chmod(0o1777)
-        if subprocess.run([sys.executable, "-c", "import mms, trimodal"], user=NOBODY, group=NOBODY, check=False,
-                          env={"PYTHONPATH": str(CODE)}, cwd="/").returncode:  # fmt: skip
-            pytest.skip("another user cannot read the installed packages here")
-        yield folder
+        pytest.skip("only root can give a directory to another user")
+    command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner"]
+    if shutil.which("setpriv") is None or subprocess.run([*command, "true"], check=False).returncode:
+        pytest.skip("root cannot become less here")
+    return command
 
 
-def test_a_cache_of_another_user(start, anybodys, golden):
+def test_a_cache_of_another_user(start, model, tmp_path, plain, golden):
     """What it holds is served; where it holds nothing, nothing is optimized, and the cause says what to do."""
-    model, cache = anybodys / "model", anybodys / "cache"
-    environ = {"OPTIMIZED_MODEL_DIR": str(cache), "TMPDIR": str(anybodys / "tmp")}
+    cache = tmp_path / "cache"
+    cache.mkdir()
 
     def served():
-        server = start(model, within=AS_NOBODY, **environ)
+        subprocess.run(["chown", "-R", f"{NOBODY}:{NOBODY}", cache], check=True)
+        server = start(model, within=plain, OPTIMIZED_MODEL_DIR=str(cache))
         assert_scores(server, golden)
         state = server.get("/ping").json
         assert server.terminate() == 0
@@ -203,15 +197,18 @@ def test_a_cache_of_another_user(start, anybodys, golden):
     assert (state["level"], state["rung"]) == (2, "tuned")
     assert state["causes"]["optimization"].endswith("is not writable; mount it writable or set OPTIMIZED_MODEL_DIR.")
 
-    assert start(model, **environ).terminate() == 0  # root fills it
+    assert start(model, OPTIMIZED_MODEL_DIR=str(cache)).terminate() == 0  # somebody fills it
     assert (served()["level"], len(list(cache.glob("*/manifest.json")))) == (1, 1)
 
 
-def test_a_temporary_cache_that_another_user_has_made(start, anybodys, golden):
+def test_a_temporary_cache_that_another_user_has_made(start, model, tmp_path, plain, golden):
     """Names of temporary directories can be guessed; who makes one first must not decide what is served."""
-    planted = anybodys / "tmp" / f"trimodal-cache-{NOBODY}"
-    planted.mkdir(mode=0o777)
-    server = start(anybodys / "model", within=AS_NOBODY, TMPDIR=str(anybodys / "tmp"))
+    (model / "optimized").touch()  # there is no place beside the model
+    planted = tmp_path / f"trimodal-cache-{os.geteuid()}"
+    planted.mkdir()
+    planted.chmod(0o777)
+    os.chown(planted, NOBODY, NOBODY)
+    server = start(model, within=plain, TMPDIR=str(tmp_path))
     assert_scores(server, golden)
     state = server.get("/ping").json
     assert state["level"] == 2
@@ -222,7 +219,7 @@ def test_a_temporary_cache_that_another_user_has_made(start, anybodys, golden):
 
 @pytest.fixture
 def small_host():
-    """Makes what it starts run in a control group of half a processor and 1 GB; yields the command and its folders."""
+    """Makes what it starts run in a control group of half a processor and 1 GB; yields the command."""
     groups = []
     try:
         for folder, limits in GROUPS.items():
@@ -236,7 +233,7 @@ def small_host():
             group.rmdir()
         pytest.skip("no control group can be made here")
     enter = "".join(f"echo $$ >{group}/cgroup.procs\n" for group in groups)
-    yield ["sh", "-c", f'set -e\n{enter}exec "$@"', "sh"], groups
+    yield ["sh", "-c", f'set -e\n{enter}exec "$@"', "sh"]
     for group in groups:
         deadline = time.monotonic() + 20
         while (group / "cgroup.procs").read_text() and time.monotonic() < deadline:
@@ -245,8 +242,7 @@ def small_host():
 
 
 def test_half_a_processor_and_one_gigabyte(start, model, small_host, golden):
-    within, _ = small_host
-    server = start(model, within=within)
+    server = start(model, within=small_host)
     state = server.get("/ping").json
     assert (state["level"], state["workers"]) == (1, 1)
     answers, threads = [], []
@@ -265,10 +261,9 @@ def test_half_a_processor_and_one_gigabyte(start, model, small_host, golden):
 
 def test_a_process_killed_for_memory_is_replaced(start, model, small_host, golden):
     """By the kernel, in a container of 1 GB, for a handler that takes all it can get."""
-    within, _ = small_host
     (model / "code").mkdir()
     (model / "code" / "inference.py").write_text(GREEDY)
-    server = start(model, within=within)
+    server = start(model, within=small_host)
     before = server.workers()
     with contextlib.suppress(OSError):
         assert server.predict({**golden[0]["record"], "order_id": "memory"}).status in (500, 503)

@@ -340,7 +340,7 @@ def main(folder: Path) -> None:
         settings=settings,
         folder=folder,
         skip=skip,
-        tuning=Tuning.of(settings, threads),
+        tuning=replace(Tuning.of(settings, threads), profile=False),  # it takes time, and much room
         hardware=detect(),
         journal=Journal(folder / JOURNAL),
     ).run()

@@ -90,7 +90,7 @@ async def serving(app: web.Application, sock: socket.socket) -> AsyncIterator[Ca
             manager, loop=loop, access_log=_SILENT, auto_decompress=False, keepalive_timeout=KEEP_ALIVE_SECONDS
         )
 
-    # asyncio tries to accept as often as its backlog says, and where no descriptor is left each try is a line of the log
+    # asyncio tries to accept as often as its backlog says, and where no descriptor is left each try is logged
     server = await loop.create_server(connection, sock=sock, backlog=1)
     sock.listen(BACKLOG)
 
@@ -105,7 +105,7 @@ async def serving(app: web.Application, sock: socket.socket) -> AsyncIterator[Ca
 
 
 def _tell(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Logs what went wrong outside of any request: a connection that cannot be taken now, in a line, as it may recur."""
+    """Logs what went wrong outside of any request: a connection that cannot be taken, in one line."""
     if isinstance(err := context.get("exception"), OSError):
         logger.error("%s", context["message"], extra={"cause": err.strerror})
     else:

@@ -11,7 +11,6 @@ import faulthandler
 import logging
 import os
 import signal
-import sys
 import time
 import traceback
 from contextlib import nullcontext
@@ -186,7 +185,7 @@ def _die_when_stuck() -> None:
     The model server would wait as long as for a load, because it has one limit for both; meanwhile nobody answers.
     """
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    faulthandler.register(signal.SIGALRM, sys.stderr, all_threads=False, chain=True)
+    faulthandler.register(signal.SIGALRM, 2, all_threads=False, chain=True)
 
 
 def _answer(service: Service, index: int, request: dict[str, Any], context: Any) -> bytes:

@@ -36,7 +36,7 @@ from trimodal.servers.body import BodyReader
 from trimodal.servers.drain import drain
 from trimodal.servers.limits import KEEP_ALIVE_SECONDS
 from trimodal.servers.mms import Service
-from trimodal.servers.pulse import Pulse
+from trimodal.servers.pulse import MEMORY, Pulse
 from trimodal.servers.scheduler import Scheduler
 from trimodal.servers.telemetry import Telemetry
 from trimodal.servers.workers import full_disk_told
@@ -112,6 +112,9 @@ class _Process:
         """Chooses what to serve, unless a process before this one has; None when told to stop before."""
         if (known := Selection.read(self.run_dir)) is not None:
             self.telemetry.recorder.record("WorkerRestarts")
+            if (mark := self.run_dir / MEMORY).exists():
+                mark.unlink()
+                self.telemetry.recorder.record("OutOfMemory")
             return known
         told = threading.Event()
         work = asyncio.create_task(asyncio.to_thread(prepare, self.settings, thread_count(self.settings), told))
