@@ -91,7 +91,8 @@ def disk(tmp_path):
     """A file system of 12 MB."""
     place = tmp_path / "disk"
     place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", place], check=False).returncode:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", place]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting is not allowed here")
     yield place
     subprocess.run(["umount", "--lazy", place], check=True)
