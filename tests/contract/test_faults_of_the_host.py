@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 MIB = 1024 * 1024
@@ -242,10 +243,14 @@ def small_host():
         group.rmdir()
 
 
-def test_half_a_processor_and_one_gigabyte(start, model, small_host, golden):
+def test_half_a_processor_and_one_gigabyte(start, model, small_host, golden, kind):
     server = start(model, within=small_host)
     state = server.get("/ping").json
     assert (state["level"], state["workers"]) == (1, 1)
+    if kind == "mms":  # each takes its share of what the control group leaves, not of the host
+        assert any("-Xmx128m" in psutil.Process(pid).cmdline() for pid, _ in server.descendants())
+    else:
+        assert [line["concurrency"] for line in server.log_lines if line["message"] == "serving"] == [1]
     answers, threads = [], []
     for _ in range(8):
         threads.append(threading.Thread(target=lambda: answers.append(server.predict(golden[0]["record"]).scores)))
