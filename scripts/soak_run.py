@@ -12,7 +12,8 @@ many times, evenly spread: then a request may also be refused or broken off, but
 The first quarter, but at most five minutes, warms up. Prints one JSON document; exits 1 where an answer was wrong or
 unexpected, or from then to the end
 
-- memory grew by 2 % or more (medians of the first and of the last sixth of the samples),
+- memory grew by 2 % or more (medians of the first and of the last sixth of the samples), in less than ten minutes by
+  4 MiB or more,
 - file descriptors or threads were left behind (seen while no client is there), or
 - the 99th percentile of the latency more than doubled: the best window of the last third against the best of the first,
   for others who use the machine disturb some of them, and a server that gets slower all that follow.
@@ -49,6 +50,10 @@ IDLE_SECONDS = 32
 """Time for connections inside the container that nobody uses any more to be closed: aiohttp keeps them for 15 to 30."""
 
 GROWTH = 0.02
+SHORT_SECONDS, SHORT_MIB = 600, 4.0
+"""In a shorter run so many MiB are no growth: a process is not warm yet, and libraries that are shared with others count
+more when those end."""
+
 SLOWER, SLOWER_MS = 2.0, 20.0
 """A 99th percentile this many times the first, and this much larger, is not stable."""
 
@@ -192,7 +197,8 @@ def judge(traffic: Traffic, warm_at: float, warm: Size, left: Size) -> dict[str,
     sizes = [size for at, size in seen.sizes if at > warm_at]
     sixth = max(1, len(sizes) // 6)
     before, after = (statistics.median(size[0] for size in part) for part in (sizes[:sixth], sizes[-sixth:]))
-    if after >= before * (1 + GROWTH):
+    short = seen.sizes[-1][0] - warm_at < SHORT_SECONDS
+    if after - before >= max(GROWTH * before, SHORT_MIB if short else 0.0):
         seen.complain(f"memory grew from {before:.1f} to {after:.1f} MiB")
     for name, place in (("file descriptors", 1), ("threads", 2)):
         if left[place] > warm[place]:

@@ -40,12 +40,12 @@ def test_an_answer_that_changes_in_its_last_digit_is_wrong(golden):
 
 
 class Traffic:
-    """What `judge` reads of a run of 100 seconds, the first 20 to warm up: what grows does so in its second half."""
+    """What `judge` reads of a run, its first fifth to warm up: what grows does so in its second half."""
 
-    def __init__(self, memory=100.0, milliseconds=10.0):
-        at = [float(second) for second in range(100)]
-        sizes = [(second, (100.0 if second < 50 else memory, 20, 10)) for second in at]
-        latency = [(second + part / 20, 10.0 if second < 50 else milliseconds) for second in at for part in range(20)]
+    def __init__(self, memory=100.0, milliseconds=10.0, seconds=100):
+        at = [float(second) for second in range(seconds)]
+        sizes = [(second, (100.0 if second < seconds / 2 else memory, 20, 10)) for second in at]
+        latency = [(second + part / 20, 10.0 if second < seconds / 2 else milliseconds) for second in at for part in range(20)]
         self.seen = Seen(sizes=sizes, latency=latency)
 
 
@@ -54,8 +54,10 @@ class Traffic:
     [
         (Traffic(), (100.0, 20, 10), None),
         (Traffic(), (100.0, 19, 9), None),
-        (Traffic(memory=101.9), (100.0, 20, 10), None),
-        (Traffic(memory=102.0), (100.0, 20, 10), "memory grew from 100.0 to 102.0 MiB"),
+        (Traffic(memory=103.9), (100.0, 20, 10), None),
+        (Traffic(memory=104.0), (100.0, 20, 10), "memory grew from 100.0 to 104.0 MiB"),
+        (Traffic(memory=101.9, seconds=1000), (100.0, 20, 10), None),
+        (Traffic(memory=102.0, seconds=1000), (100.0, 20, 10), "memory grew from 100.0 to 102.0 MiB"),
         (Traffic(), (100.0, 21, 10), "file descriptors grew from 20 to 21"),
         (Traffic(), (100.0, 20, 11), "threads grew from 10 to 11"),
         (Traffic(milliseconds=29.0), (100.0, 20, 10), None),
