@@ -45,7 +45,9 @@ class Traffic:
     def __init__(self, memory=100.0, milliseconds=10.0, seconds=100):
         at = [float(second) for second in range(seconds)]
         sizes = [(second, (100.0 if second < seconds / 2 else memory, 20, 10)) for second in at]
-        latency = [(second + part / 20, 10.0 if second < seconds / 2 else milliseconds) for second in at for part in range(20)]
+        latency = [
+            (second + part / 20, 10.0 if second < seconds / 2 else milliseconds) for second in at for part in range(20)
+        ]
         self.seen = Seen(sizes=sizes, latency=latency)
 
 
