@@ -51,8 +51,8 @@ IDLE_SECONDS = 32
 
 GROWTH = 0.02
 SHORT_SECONDS, SHORT_MIB = 600, 4.0
-"""In a shorter run so many MiB are no growth: a process is not warm yet, and what it shares with others counts more when
-those end."""
+"""In a shorter run so many MiB are no growth: a process is not warm yet, and what it shares with others counts more
+when those end."""
 
 SLOWER, SLOWER_MS = 2.0, 20.0
 """A 99th percentile this many times the first, and this much larger, is not stable."""
