@@ -1,52 +1,35 @@
-"""Serves a model under mixed good and bad traffic for a long time and checks every answer.
+"""What `scripts/soak` sends, and whether each answer is the one that it must get."""
 
-    scripts/soak [MODEL_DIR] [--server mms|asgi] [--minutes 30] [--clients 6] [--requests N] [--kills N] [--out FILE]
-
-Good requests (JSON, JSON lines, CSV, parquet; one to twelve records) must give the scores of the model's golden
-records, and exactly those that the first answer gave. Bad ones must get the one status that they deserve, and rude ones
-(half a body, a connection dropped at any moment) must leave no trace. With --kills the process that serves is killed
-so many times, evenly spread: then a request may also be refused or broken off, but never answered wrongly.
-
-Prints one JSON document; exits 1 where an answer was wrong or unexpected, where memory grew by more than 2 % or 2 MiB
-(medians of the second and of the last quarter), or where file descriptors or threads were left behind.
-"""
-
-import argparse
 import asyncio
 import contextlib
 import csv
-import datetime as dt
+import gzip
 import io
 import json
 import math
-import os
-import platform
 import random
-import signal
-import socket
-import statistics
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import psutil
 import pyarrow as pa
 from pyarrow import parquet
 
-DEMO = Path(__file__).parent / "models" / "demo"
 TOLERANCE = 1e-5
 CSV_TOLERANCE = 6e-5
-GROWTH = 0.02
-GROWTH_MIB = 2.0
 JSON, LINES, CSV, PARQUET = "application/json", "application/jsonlines", "text/csv", "application/x-parquet"
 BROKEN = 0
 """Stands for the status of a request whose connection was refused or broken."""
+
+REQUEST_SECONDS = 20
+"""How long the server waits for the whole of a request."""
+
+Size = tuple[float, int, int]
+"""MiB (shared pages split), file descriptors, and threads of the process tree."""
 
 
 @dataclass
@@ -58,14 +41,14 @@ class Seen:
         records: answered records whose scores were checked.
         wrong: what should not have happened, the first hundred.
         latency: (seconds since the start, milliseconds) of each good request.
-        sizes: (seconds since the start, MiB, file descriptors, threads) of the process tree.
+        sizes: (seconds since the start, what the process tree took).
     """
 
     statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
     records: int = 0
     wrong: list[str] = field(default_factory=list)
     latency: list[tuple[float, float]] = field(default_factory=list)
-    sizes: list[tuple[float, float, int, int]] = field(default_factory=list)
+    sizes: list[tuple[float, Size]] = field(default_factory=list)
 
     def complain(self, text: str) -> None:
         """Notes what should not have happened."""
@@ -124,247 +107,205 @@ class Golden:
 
 def bad_requests(golden: Golden) -> list[tuple[str, bytes, Mapping[str, str], int]]:
     """Returns requests (path, body, headers, status) that must be refused with that status."""
-    record = golden.body(JSON, [0])
-    holey = json.dumps({key: value for key, value in golden.records[0].items() if key != golden.columns[0]}).encode()
+    good, record = golden.records[0], golden.body(JSON, [0])
+    number = next(name for name, value in good.items() if isinstance(value, float) and name in golden.columns)
+    holey = json.dumps({key: value for key, value in good.items() if key != golden.columns[0]}).encode()
     as_json = {"Content-Type": JSON}
     return [
         ("/invocations", b"", as_json, 400),
         ("/invocations", b"{" * 50, as_json, 400),
         ("/invocations", b"[" * 100_000, as_json, 400),
         ("/invocations", b"\xff\xfe\x00", as_json, 400),
+        ("/invocations", b'["no record"]', as_json, 400),
+        ("/invocations", b"not packed", {**as_json, "Content-Encoding": "gzip"}, 400),
         ("/invocations", b"PAR1 no parquet PAR1", {"Content-Type": PARQUET}, 400),
         ("/invocations", holey, as_json, 422),
+        ("/invocations", json.dumps({**good, number: [1]}).encode(), as_json, 422),
+        ("/invocations", json.dumps({**good, number: "many"}).encode(), as_json, 422),
+        ("/invocations", b"a,b\n1,2", {"Content-Type": CSV}, 422),
+        ("/invocations", gzip.compress(bytes(30_000_000)), {**as_json, "Content-Encoding": "gzip"}, 413),
         ("/invocations", record, {"Content-Type": "application/xml"}, 415),
         ("/invocations", record, {**as_json, "Accept": "image/png"}, 406),
         ("/elsewhere", record, as_json, 404),
     ]
 
 
-class Server:
-    """The server under test."""
-
-    def __init__(self, model_dir: Path, kind: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
-        own = {"MODEL_SERVER": kind, "SAGEMAKER_BIND_TO_PORT": str(self.port), "LOG_LEVEL": "WARNING"}
-        command = [sys.executable, "-m", "trimodal.cli", "serve", str(model_dir)]
-        self.process = psutil.Popen(command, env={**os.environ, **own}, stdout=subprocess.DEVNULL)
-        self.url = f"http://127.0.0.1:{self.port}"
-
-    async def ready(self) -> None:
-        """Waits until it answers."""
-        async with aiohttp.ClientSession() as client:
-            for _ in range(1800):
-                with contextlib.suppress(aiohttp.ClientError):
-                    async with client.get(self.url + "/ping") as answer:
-                        if answer.status == 200:
-                            return
-                if self.process.poll() is not None:
-                    break
-                await asyncio.sleep(0.1)
-        raise SystemExit("the server did not start; see its log above")
-
-    def tree(self) -> list[psutil.Process]:
-        """Returns its processes."""
-        return [self.process, *self.process.children(recursive=True)]
-
-    def sizes(self) -> tuple[float, int, int]:
-        """Returns MiB (shared pages split), file descriptors, and threads of the whole tree."""
-        memory = descriptors = threads = 0
-        for one in self.tree():
-            with contextlib.suppress(psutil.Error):
-                memory += one.memory_full_info().pss
-                descriptors += one.num_fds()
-                threads += one.num_threads()
-        return memory / 2**20, descriptors, threads
-
-    def kill_worker(self) -> None:
-        """Kills a process that holds the model."""
-        workers = [one for one in self.tree() if {"trimodal.servers.single", "--sock-name"} & set(one.cmdline())]
-        if workers:
-            random.choice(workers).kill()  # noqa: S311  no secret
-
-    def stop(self) -> int:
-        """Ends it; returns its exit status."""
-        self.process.send_signal(signal.SIGTERM)
-        return int(self.process.wait(40))
+def head_of(length: int) -> bytes:
+    """Returns the head of a request with a body of so many bytes."""
+    return (
+        f"POST /invocations HTTP/1.1\r\nHost: soak\r\nContent-Type: {JSON}\r\nContent-Length: {length}\r\n\r\n".encode()
+    )
 
 
 class Traffic:
     """Clients that go on until told to stop."""
 
-    def __init__(self, server: Server, golden: Golden, *, may_break: bool) -> None:
-        self.server = server
+    def __init__(self, port: int, golden: Golden, *, may_break: bool, pause: float) -> None:
+        """Prepares the clients.
+
+        Args:
+            port: of the server.
+            golden: the records that are sent.
+            may_break: a request may be refused or broken off, for what serves is killed now and then.
+            pause: seconds from one request of a client to its next, on average; less where an answer takes longer.
+        """
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
         self.golden = golden
         self.may_break = may_break
+        self.pause = pause
         self.seen = Seen()
         self.bad = bad_requests(golden)
         self.sent = 0
-        self.stopped = False
+        self.stopped = asyncio.Event()
         self.begun = time.monotonic()
+
+    @contextlib.asynccontextmanager
+    async def running(self, clients: int, sizes: Callable[[], Size], every: float) -> AsyncIterator[None]:
+        """Runs clients, and notes what the processes take; on leaving waits for the last answers."""
+        self.stopped.clear()
+        tasks = [asyncio.create_task(self.client(random.randrange(2**32))) for _ in range(clients)]  # noqa: S311
+        tasks += [asyncio.create_task(self.watch(sizes, every)), asyncio.create_task(self.stalling())]
+        try:
+            yield
+        finally:
+            self.stopped.set()
+            await asyncio.gather(*tasks)
 
     async def client(self, seed: int) -> None:
         """Sends requests of every kind, one after another."""
         rng = random.Random(seed)  # noqa: S311  no secret
-        timeout = aiohttp.ClientTimeout(total=90)
-        async with aiohttp.ClientSession(timeout=timeout) as client:
-            while not self.stopped:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=90)) as client:
+            while not self.stopped.is_set():
                 self.sent += 1
+                following = time.monotonic() + self.pause * rng.uniform(0.5, 1.5)
                 kind = rng.random()
-                try:
-                    if kind < 0.8:
-                        await self.good(client, rng)
-                    elif kind < 0.95:
-                        await self.refused(client, rng)
-                    else:
-                        await self.rude(rng)
-                except (aiohttp.ClientError, OSError, TimeoutError) as err:
-                    self.seen.statuses["good" if kind < 0.8 else "bad", BROKEN] += 1
-                    if not self.may_break:
-                        self.seen.complain(f"broken connection: {type(err).__name__}")
-                    await asyncio.sleep(0.05)
+                if kind < 0.77:
+                    await self.tried("good", self.good(client, rng))
+                elif kind < 0.92:
+                    await self.tried("bad", self.refused(client, rng))
+                elif kind < 0.97:
+                    await self.tried("rude", self.rude(rng))
+                else:
+                    await self.tried("slow", self.slow(rng))
+                await self.wait(following - time.monotonic())
+
+    async def tried(self, kind: str, work: Coroutine[Any, Any, None]) -> None:
+        """Sends one request; a connection that breaks is noted."""
+        try:
+            await work
+        except (aiohttp.ClientError, OSError, TimeoutError, EOFError) as err:
+            self.seen.statuses[kind, BROKEN] += 1
+            if not self.may_break:
+                self.seen.complain(f"broken connection ({kind}): {type(err).__name__}")
+            await asyncio.sleep(0.05)
+
+    async def wait(self, seconds: float) -> None:
+        """Waits, not longer than the clients run."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.stopped.wait(), max(0.0, seconds))
 
     async def good(self, client: aiohttp.ClientSession, rng: random.Random) -> None:
         """Sends a request that must be answered, and checks every score."""
         media, accept = rng.choice((JSON, JSON, LINES, CSV, PARQUET)), rng.choice((JSON, JSON, LINES, CSV))
-        count = rng.choice((1, 1, 1, 1, 2, 3, 12))
-        chosen = [rng.randrange(len(self.golden.records)) for _ in range(count)]
+        chosen = self.chosen(rng, rng.choice((1, 1, 1, 1, 2, 3, 12)))
         body, headers = self.golden.body(media, chosen), {"Content-Type": media, "Accept": accept}
         begun = time.perf_counter()
-        async with client.post(self.server.url + "/invocations", data=body, headers=headers) as answer:
+        async with client.post(self.url + "/invocations", data=body, headers=headers) as answer:
             content = await answer.read()
-        self.seen.statuses["good", answer.status] += 1
         if answer.status == 200:
             self.seen.latency.append((time.monotonic() - self.begun, (time.perf_counter() - begun) * 1000))
-            self.seen.records += count
+        self.answered("good", (answer.status, content), chosen, f"{media} to {accept}", accept)
+
+    def chosen(self, rng: random.Random, count: int) -> list[int]:
+        """Draws records."""
+        return [rng.randrange(len(self.golden.records)) for _ in range(count)]
+
+    def answered(
+        self, kind: str, answer: tuple[int, bytes], chosen: Sequence[int], what: str, accept: str = JSON
+    ) -> None:
+        """Checks the answer (status, body) to good records."""
+        status, content = answer
+        self.seen.statuses[kind, status] += 1
+        if status == 200:
+            self.seen.records += len(chosen)
             if (wrong := self.golden.check(chosen, accept, content)) is not None:
-                self.seen.complain(f"WRONG ANSWER ({media} to {accept}): {wrong}")
-        elif not (self.may_break and answer.status in (500, 503)):
-            self.seen.complain(f"a good request got {answer.status}: {content[:200]!r}")
+                self.seen.complain(f"WRONG ANSWER ({what}): {wrong}")
+        elif not (self.may_break and status in (500, 503)):
+            self.seen.complain(f"a good request ({what}) got {status}: {content[:200]!r}")
 
     async def refused(self, client: aiohttp.ClientSession, rng: random.Random) -> None:
         """Sends a request that must be refused."""
-        path, body, headers, status = rng.choice(self.bad)
-        async with client.post(self.server.url + path, data=body, headers=headers) as answer:
-            content = await answer.read()
-        self.seen.statuses["bad", answer.status] += 1
-        allowed = (status, 500, 503) if self.may_break else (status,)
-        if answer.status not in allowed:
-            self.seen.complain(f"a bad request got {answer.status} instead of {status}: {content[:200]!r}")
+        place = rng.randrange(len(self.bad) + 1)
+        if place == len(self.bad):
+            status, (got, content) = 413, await self.raw([head_of(30_000_000)])
+        else:
+            path, body, headers, status = self.bad[place]
+            async with client.post(self.url + path, data=body, headers=headers) as answer:
+                content = await answer.read()
+            got = answer.status
+        self.unanswered(got, status, content)
+
+    def unanswered(self, got: int, status: int, content: bytes) -> None:
+        """Checks the answer to a request that must be refused."""
+        self.seen.statuses["bad", got] += 1
+        if got != status and not (self.may_break and got in (500, 503)):
+            self.seen.complain(f"a bad request got {got} instead of {status}: {content[:200]!r}")
 
     async def rude(self, rng: random.Random) -> None:
         """Sends a part of a request and drops the connection."""
-        body = self.golden.body(JSON, [rng.randrange(len(self.golden.records)) for _ in range(rng.choice((1, 12)))])
-        head = (
-            f"POST /invocations HTTP/1.1\r\nHost: soak\r\nContent-Type: {JSON}\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
-        _, writer = await asyncio.open_connection("127.0.0.1", self.server.port)
-        request = head.encode() + body
+        body = self.golden.body(JSON, self.chosen(rng, rng.choice((1, 12))))
+        request = head_of(len(body)) + body
+        _, writer = await asyncio.open_connection("127.0.0.1", self.port)
         writer.write(request[: rng.randrange(1, len(request) + 1)])
         await writer.drain()
         await asyncio.sleep(rng.random() / 100)
         writer.transport.abort()
         self.seen.statuses["rude", BROKEN] += 1
 
-    async def watch(self, every: float) -> None:
+    async def slow(self, rng: random.Random) -> None:
+        """Sends a good request in small pieces."""
+        chosen = self.chosen(rng, 1)
+        body = self.golden.body(JSON, chosen)
+        request = head_of(len(body)) + body
+        step = len(request) // 8 + 1
+        pieces = [request[start : start + step] for start in range(0, len(request), step)]
+        self.answered("slow", await self.raw(pieces, rng.random() / 10), chosen, "in pieces")
+
+    async def stalling(self) -> None:
+        """Always has one request under way whose end never comes."""
+        while not self.stopped.is_set():
+            await self.tried("stalled", self.stalled())
+
+    async def stalled(self) -> None:
+        """Sends half of a request and waits to be refused, or for the end of the soak."""
+        body = self.golden.body(JSON, [0])
+        answer = asyncio.ensure_future(self.raw([head_of(len(body)) + body[:-10]]))
+        ending = asyncio.ensure_future(self.stopped.wait())
+        await asyncio.wait((answer, ending), return_when=asyncio.FIRST_COMPLETED)
+        ending.cancel()
+        if answer.done():
+            self.unanswered(answer.result()[0], 408, answer.result()[1])
+        answer.cancel()
+
+    async def raw(self, pieces: Sequence[bytes], pause: float = 0.0) -> tuple[int, bytes]:
+        """Sends bytes on a connection of their own, with pauses between the pieces; returns status and body."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            async with asyncio.timeout(90):
+                for piece in pieces:
+                    writer.write(piece)
+                    await writer.drain()
+                    await asyncio.sleep(pause)
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+                length = int(head.partition("content-length:")[2].split()[0])
+                return int(head.split()[1]), await reader.readexactly(length)
+        finally:
+            writer.transport.abort()
+
+    async def watch(self, sizes: Callable[[], Size], every: float) -> None:
         """Notes what the processes take."""
-        while not self.stopped:
-            await asyncio.sleep(every)
-            sizes = await asyncio.to_thread(self.server.sizes)
-            self.seen.sizes.append((time.monotonic() - self.begun, *sizes))
-
-
-@contextlib.asynccontextmanager
-async def running(traffic: Traffic, clients: int, every: float) -> AsyncIterator[None]:
-    """Runs clients and the watch; on leaving waits for the last answers."""
-    tasks = [asyncio.create_task(traffic.client(number)) for number in range(clients)]
-    tasks.append(asyncio.create_task(traffic.watch(every)))
-    try:
-        yield
-    finally:
-        traffic.stopped = True
-        await asyncio.gather(*tasks)
-
-
-async def soak(options: argparse.Namespace) -> dict[str, Any]:
-    """Runs everything; returns the findings."""
-    golden = Golden(options.model_dir)
-    server = Server(options.model_dir, options.server)
-    try:
-        await server.ready()
-        traffic = Traffic(server, golden, may_break=options.kills > 0)
-        seconds = options.minutes * 60
-        async with running(traffic, options.clients, min(10.0, seconds / 40)):
-            for part in range(options.kills + 1):
-                share = (part + 1) / (options.kills + 1)
-                while traffic.sent < (options.requests or math.inf) * share:
-                    if not options.requests and time.monotonic() - traffic.begun > seconds * share:
-                        break
-                    await asyncio.sleep(0.05)
-                if part < options.kills:
-                    server.kill_worker()
-        await asyncio.sleep(2)  # what the last clients left behind is cleaned up
-        left = server.sizes()
-    finally:
-        status = server.stop()
-    if status != 0:
-        traffic.seen.complain(f"the server ended with status {status}")
-    return findings(options, traffic, left)
-
-
-def findings(options: argparse.Namespace, traffic: Traffic, left: tuple[float, int, int]) -> dict[str, Any]:
-    """Returns what was seen, and complains about growth."""
-    seen = traffic.seen
-    total = time.monotonic() - traffic.begun
-    quarters = [[s for s in seen.sizes if total * q / 4 <= s[0] < total * (q + 1) / 4] for q in range(4)]
-    found: dict[str, Any] = {
-        "date": dt.datetime.now(dt.UTC).date().isoformat(),
-        "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}",
-        "server": options.server,
-        "minutes": round(total / 60, 2),
-        "clients": options.clients,
-        "kills": options.kills,
-        "requests": traffic.sent,
-        "statuses": {f"{kind} {status}": count for (kind, status), count in sorted(seen.statuses.items())},
-        "records_checked": seen.records,
-        "p99_ms_by_quarter": [_p99([ms for at, ms in seen.latency if int(at / total * 4) == q]) for q in range(4)],
-    }
-    if quarters[1] and quarters[3] and not options.kills:
-        before, after = (statistics.median(size for _, size, _, _ in quarters[q]) for q in (1, 3))
-        found["memory_mib"] = [round(before, 1), round(after, 1)]
-        if after - before > max(GROWTH * before, GROWTH_MIB):
-            seen.complain(f"memory grew from {before:.1f} to {after:.1f} MiB")
-        descriptors, threads = (max(sizes[i] for sizes in quarters[1]) for i in (2, 3))
-        found["descriptors"], found["threads"] = [descriptors, left[1]], [threads, left[2]]
-        if left[1] > descriptors or left[2] > threads:
-            seen.complain(f"descriptors {descriptors} to {left[1]}, threads {threads} to {left[2]}")
-    return {**found, "wrong": seen.wrong}
-
-
-def _p99(values: Sequence[float]) -> float | None:
-    ordered = sorted(values)
-    return round(ordered[math.ceil(len(ordered) * 0.99) - 1], 1) if ordered else None
-
-
-def main() -> int:
-    """Soaks, prints what was found."""
-    parser = argparse.ArgumentParser(
-        "scripts/soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model_dir", nargs="?", type=Path, default=DEMO, metavar="MODEL_DIR")
-    parser.add_argument("--server", choices=("mms", "asgi"), default="mms")
-    parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--clients", type=int, default=6)
-    parser.add_argument("--requests", type=int, help="stop after so many instead of by time")
-    parser.add_argument("--kills", type=int, default=0, help="kill a process that serves so many times")
-    parser.add_argument("--out", type=Path, help="also write the findings there")
-    found = asyncio.run(soak(parser.parse_args()))
-    print(json.dumps(found, indent=1))
-    if (out := parser.parse_args().out) is not None:
-        out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    return 1 if found["wrong"] else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        while not self.stopped.is_set():
+            await self.wait(every)
+            size = await asyncio.to_thread(sizes)
+            self.seen.sizes.append((time.monotonic() - self.begun, size))

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-import argparse
 import json
 
 import pytest
 
-from soak_traffic import CSV, DEMO, JSON, LINES, Golden, Seen, findings
+from soak_run import DEMO, judge
+from soak_traffic import CSV, JSON, LINES, Golden, Seen, bad_requests
 
 
 @pytest.fixture
@@ -40,32 +40,43 @@ def test_an_answer_that_changes_in_its_last_digit_is_wrong(golden):
 
 
 class Traffic:
-    """What `findings` reads of a run of 100 seconds."""
+    """What `judge` reads of a run, its first fifth to warm up: what grows does so in its second half."""
 
-    sent = 1000
-
-    def __init__(self, monkeypatch, sizes):
-        self.begun = 0.0
-        self.seen = Seen(sizes=sizes)
-        monkeypatch.setattr("soak_traffic.time.monotonic", lambda: 100.0)
+    def __init__(self, memory=100.0, milliseconds=10.0, seconds=100):
+        at = [float(second) for second in range(seconds)]
+        sizes = [(second, (100.0 if second < seconds / 2 else memory, 20, 10)) for second in at]
+        latency = [
+            (second + part / 20, 10.0 if second < seconds / 2 else milliseconds) for second in at for part in range(20)
+        ]
+        self.seen = Seen(sizes=sizes, latency=latency)
 
 
 @pytest.mark.parametrize(
-    ("growth", "complaint"),
+    ("traffic", "left", "complaint"),
     [
-        ((0, 0, 0), None),
-        ((1.9, 0, 0), None),
-        ((2.5, 0, 0), "memory"),
-        ((0, 1, 0), "descriptors"),
-        ((0, 0, 1), "threads"),
+        (Traffic(), (100.0, 20, 10), None),
+        (Traffic(), (100.0, 19, 9), None),
+        (Traffic(memory=103.9), (100.0, 20, 10), None),
+        (Traffic(memory=104.0), (100.0, 20, 10), "memory grew from 100.0 to 104.0 MiB"),
+        (Traffic(memory=101.9, seconds=1000), (100.0, 20, 10), None),
+        (Traffic(memory=102.0, seconds=1000), (100.0, 20, 10), "memory grew from 100.0 to 102.0 MiB"),
+        (Traffic(), (100.0, 21, 10), "file descriptors grew from 20 to 21"),
+        (Traffic(), (100.0, 20, 11), "threads grew from 10 to 11"),
+        (Traffic(milliseconds=29.0), (100.0, 20, 10), None),
+        (Traffic(milliseconds=31.0), (100.0, 20, 10), "the 99th percentile grew from 10.0 to 31.0 ms"),
     ],
 )
-def test_growth_is_told(growth, complaint, monkeypatch):
-    first, last = (100.0, 20, 10), tuple(value + more for value, more in zip((100.0, 20, 10), growth, strict=True))
-    sizes = [(float(second), *(first if second < 50 else last)) for second in range(100)]
-    traffic = Traffic(monkeypatch, sizes)
-    found = findings(argparse.Namespace(server="asgi", clients=1, kills=0), traffic, last[0:3])
-    if complaint is None:
-        assert found["wrong"] == []
-    else:
-        assert complaint in found["wrong"][0]
+def test_growth_is_told(traffic, left, complaint):
+    judge(traffic, 20.0, (100.0, 20, 10), left)
+    assert traffic.seen.wrong == ([] if complaint is None else [complaint])
+
+
+def test_a_window_that_others_disturb_does_not_count():
+    traffic = Traffic()
+    traffic.seen.latency = [(at, 500.0 if at > 95 else ms) for at, ms in traffic.seen.latency]
+    judge(traffic, 20.0, (100.0, 20, 10), (100.0, 20, 10))
+    assert traffic.seen.wrong == []
+
+
+def test_every_bad_request_is_refused_for_its_own_reason(golden):
+    assert {status for *_, status in bad_requests(golden)} == {400, 404, 406, 413, 415, 422}

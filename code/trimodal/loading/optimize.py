@@ -340,12 +340,15 @@ def main(folder: Path) -> None:
         settings=settings,
         folder=folder,
         skip=skip,
-        tuning=Tuning.of(settings, threads),
+        tuning=replace(Tuning.of(settings, threads), profile=False),  # it takes time, and much room
         hardware=detect(),
         journal=Journal(folder / JOURNAL),
     ).run()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    try:
+        main(Path(sys.argv[1]))
+    except OSError:  # the journal cannot be written, and whoever reads it will not find its end
+        os._exit(1)
     os._exit(0)  # everything is written, and giving the weights back one by one takes a while

@@ -88,9 +88,9 @@ def _prepare(settings: Settings, threads: int, stop: threading.Event) -> Selecti
     started = time.perf_counter()
     key = _key(settings, graph, threads)
     need = 2 * sum(path.stat().st_size for path in graph_files(graph))
-    baked = Store(settings.model_dir / "optimized")
-    if (entry := baked.find(key)) is not None:
-        return _known(entry, started)
+    for place in filter(None, (settings.model_dir / "optimized", settings.optimized_dir)):  # perhaps read-only
+        if (entry := Store(place).find(key)) is not None:
+            return _known(entry, started)
     store = Store(choose_root(settings, need))
     if (entry := store.find(key)) is not None:
         return _known(entry, started)

@@ -130,7 +130,17 @@ def open_graph(
 
 
 def _end_profiling(session: onnxruntime.InferenceSession) -> None:
-    logger.info("ONNX Runtime's profile is written", extra={"file": session.end_profiling()})
+    file = session.end_profiling()
+    try:
+        with Path(file).open("rb") as written:
+            written.seek(-2, os.SEEK_END)
+            whole = b"]" in written.read()
+    except OSError:
+        whole = False
+    if whole:
+        logger.info("ONNX Runtime's profile is written", extra={"file": file})
+    else:
+        logger.warning("ONNX Runtime's profile is not whole; mount a larger volume on /tmp", extra={"file": file})
 
 
 def _provider_options(name: str, cache_dir: Path | None) -> Mapping[str, Any]:

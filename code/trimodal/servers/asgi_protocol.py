@@ -65,9 +65,19 @@ class Protocol(HttpToolsProtocol):
             self.transport.write(_INTERIM)
 
     def data_received(self, data: bytes) -> None:
-        """Takes what the client has sent."""
+        """Takes what the client has sent.
+
+        uvicorn ends the time of an idle connection with the first byte of another request; here it ends with its head,
+        or whoever sends half a head would be waited for without end.
+        """
         self._idle += len(data)
+        newest, ending = self.cycle, self.timeout_keep_alive_task
+        self.timeout_keep_alive_task = None
         super().data_received(data)
+        if ending is not None and self.cycle is newest:
+            self.timeout_keep_alive_task = ending
+        elif ending is not None:
+            ending.cancel()
         if self._idle > MAX_HEAD and not self.transport.is_closing():
             self.send_400_response("")
 

@@ -83,13 +83,16 @@ async def serving(app: web.Application, sock: socket.socket) -> AsyncIterator[Ca
     await runner.setup()
     manager = cast("web.Server", runner.server)  # there since the set-up
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_tell)
 
     def connection() -> Connection:
         return Connection(
             manager, loop=loop, access_log=_SILENT, auto_decompress=False, keepalive_timeout=KEEP_ALIVE_SECONDS
         )
 
-    server = await loop.create_server(connection, sock=sock, backlog=BACKLOG)
+    # asyncio tries to accept as often as its backlog says, and where no descriptor is left each try is logged
+    server = await loop.create_server(connection, sock=sock, backlog=1)
+    sock.listen(BACKLOG)
 
     async def stop() -> None:
         server.close()
@@ -99,3 +102,11 @@ async def serving(app: web.Application, sock: socket.socket) -> AsyncIterator[Ca
     finally:
         server.close()
         await runner.cleanup()
+
+
+def _tell(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Logs what went wrong outside of any request: a connection that cannot be taken, in one line."""
+    if isinstance(err := context.get("exception"), OSError):
+        logger.error("%s", context["message"], extra={"cause": err.strerror})
+    else:
+        loop.default_exception_handler(context)

@@ -7,8 +7,10 @@ are JSON without a traceback, and a failed load is visible.
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
+import signal
 import time
 import traceback
 from contextlib import nullcontext
@@ -56,6 +58,7 @@ class Service:
         started = time.perf_counter()
         self.default_accept = settings.default_accept
         self.timeout = settings.request_timeout
+        self.stuck_after = settings.stuck_after
         handlers = self.handlers = find_handlers(model_dir, settings.program)
         if handlers.pre_model_fn is not None:
             _run("pre_model_fn", handlers.pre_model_fn, str(model_dir), context=context)
@@ -141,7 +144,11 @@ def handle(data: list[dict[str, Any]] | None, context: Any) -> list[bytes] | Non
         _load(model_dir, context)
         return None
     service = _services[str(model_dir)]
-    return [_answer(service, index, request, context) for index, request in enumerate(data)]
+    signal.setitimer(signal.ITIMER_REAL, service.stuck_after)
+    try:
+        return [_answer(service, index, request, context) for index, request in enumerate(data)]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _load(model_dir: Path, context: Any) -> None:
@@ -168,7 +175,17 @@ def _load(model_dir: Path, context: Any) -> None:
         step = getattr(err, "__notes__", ["loading"])[-1]
         report.failed(f"{step} failed: {type(err).__name__}: {err}")
         raise
+    _die_when_stuck()
     report.ready(getattr(_services[str(model_dir)].model, "status", {}))
+
+
+def _die_when_stuck() -> None:
+    """Has SIGALRM say on stderr where the process is, and end it: also where native code keeps the interpreter.
+
+    The model server would wait as long as for a load, because it has one limit for both; meanwhile nobody answers.
+    """
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    faulthandler.register(signal.SIGALRM, 2, all_threads=False, chain=True)
 
 
 def _answer(service: Service, index: int, request: dict[str, Any], context: Any) -> bytes:

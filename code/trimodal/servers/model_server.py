@@ -121,6 +121,7 @@ def start(settings: Settings, workers: int, memory: int, run_dir: Path) -> Model
         f"-Dmodel_server_home={home}",
         f"-Dlog4j.configurationFile={(DOCKER / 'log4j2.xml').as_uri()}",
         f"-Djava.io.tmpdir={run_dir}",
+        "-Xms32m",  # by default 1/64 of the host, which is filled before anything is collected: it looks like a leak
         f"-Xmx{heap}m",
         f"-XX:MaxDirectMemorySize={heap}m",
         "-XX:+UseSerialGC",

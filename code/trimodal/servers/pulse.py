@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FILE = "pulse"
+
+MEMORY = "killed-for-memory"
+"""Name of the file by which the supervisor tells the next process how the one before it ended."""
+
 _FORMAT = struct.Struct("=dd?64s")
 """Heartbeat and start of the oldest slice (monotonic clock, seconds; 0 for none), ready, stage."""
 

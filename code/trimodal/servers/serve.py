@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import signal
 import socket
@@ -18,7 +19,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from trimodal.errors import ArtifactError, StartupError
-from trimodal.loading.hardware import detect, no_gpu, thread_count, worker_count
+from trimodal.loading.hardware import MIB, detect, no_gpu, thread_count, worker_count
 from trimodal.loading.prepare import prepare
 from trimodal.loading.selection import Selection
 from trimodal.servers import model_server
@@ -33,6 +34,7 @@ from trimodal.settings import Settings
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.05
+_M_MMAP_THRESHOLD = -3
 
 
 def serve(settings: Settings) -> None:
@@ -41,6 +43,8 @@ def serve(settings: Settings) -> None:
     Raises:
         StartupError: the container cannot start or go on; the text says what to fix.
     """
+    # glibc raises this limit when it sees large blocks, and keeps later ones: each body would stay in memory for long
+    ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, MIB)
     with run_directory(settings.model_dir) as folder:
         asyncio.run(_serve(settings, folder))
 
@@ -150,6 +154,7 @@ async def until_stopped(server: model_server.ModelServer, stop: asyncio.Event, l
     while not stop.is_set():
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), timeout=0.5)
-        look()
+        with contextlib.suppress(OSError):  # no file descriptor is left; later there may be one
+            look()
         if server.process.poll() is not None and not stop.is_set():
             raise StartupError(f"The model server ended with status {server.process.returncode}; see its log above.")

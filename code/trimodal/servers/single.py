@@ -36,9 +36,10 @@ from trimodal.servers.body import BodyReader
 from trimodal.servers.drain import drain
 from trimodal.servers.limits import KEEP_ALIVE_SECONDS
 from trimodal.servers.mms import Service
-from trimodal.servers.pulse import Pulse
+from trimodal.servers.pulse import MEMORY, Pulse
 from trimodal.servers.scheduler import Scheduler
 from trimodal.servers.telemetry import Telemetry
+from trimodal.servers.workers import full_disk_told
 from trimodal.serving.pipeline import Pipeline
 from trimodal.settings import Settings
 
@@ -111,6 +112,9 @@ class _Process:
         """Chooses what to serve, unless a process before this one has; None when told to stop before."""
         if (known := Selection.read(self.run_dir)) is not None:
             self.telemetry.recorder.record("WorkerRestarts")
+            if (mark := self.run_dir / MEMORY).exists():
+                mark.unlink()
+                self.telemetry.recorder.record("OutOfMemory")
             return known
         told = threading.Event()
         work = asyncio.create_task(asyncio.to_thread(prepare, self.settings, thread_count(self.settings), told))
@@ -227,7 +231,8 @@ def main() -> int:
     if settings.run_dir is None:
         raise StartupError("TRIMODAL_RUN_DIR is not set; start the container with `trimodal serve`.")
     try:
-        _serve(settings, settings.run_dir)
+        with full_disk_told():
+            _serve(settings, settings.run_dir)
     except TrimodalError as err:
         sys.stdout.flush()
         print(f"trimodal: {err}", file=sys.stderr)  # noqa: T201  the one message that a user looks for

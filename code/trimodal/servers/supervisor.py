@@ -24,7 +24,7 @@ from pathlib import Path
 
 from trimodal.errors import StartupError
 from trimodal.loading.hardware import memory_use
-from trimodal.servers.pulse import FILE, State, look
+from trimodal.servers.pulse import FILE, MEMORY, State, look
 from trimodal.servers.workers import run_directory
 from trimodal.settings import Settings
 
@@ -75,7 +75,9 @@ class _Supervisor:
             if process.returncode == 1 and not state.ready:
                 return 1  # it has said why
             deaths = 1 if state.ready and time.monotonic() - started > QUICK_SECONDS else deaths + 1
-            cause = stuck or _cause(process.returncode, killed_for_memory=memory_use()[1] > kills)
+            if killed_for_memory := memory_use()[1] > kills:
+                (self.run_dir / MEMORY).touch()
+            cause = stuck or _cause(process.returncode, killed_for_memory=killed_for_memory)
             message = f"the serving process ended: {cause}; last stage: {state.stage}"
             if deaths > MAX_DEATHS:
                 raise StartupError(f"T{message[1:]}. It ended {deaths} times in a row, and is not started again.")

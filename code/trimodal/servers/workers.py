@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -27,6 +28,7 @@ CODE = "x-trimodal-code"
 """Header on every answer of a handler that is an error: its code."""
 
 _FAILED = "failed"
+_UNTOLD = "The model cannot be loaded, and no space is left to say why; mount a larger volume on /tmp."
 _READY = ".ready"
 
 
@@ -51,8 +53,23 @@ def run_directory(model_dir: Path | None) -> Iterator[Path]:
         folder = tempfile.TemporaryDirectory(prefix="trimodal-")
     except OSError as err:
         raise StartupError("No writable directory for temporary files; mount a tmpfs on /tmp.") from err
-    with folder as name:
+    with full_disk_told(), folder as name:
         yield Path(name)
+
+
+@contextmanager
+def full_disk_told() -> Iterator[None]:
+    """Makes a full disk, where it ends a block, an error that says what to do.
+
+    Raises:
+        StartupError: that error.
+    """
+    try:
+        yield
+    except OSError as err:
+        if err.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StartupError("No space is left for temporary files; mount a larger volume on /tmp.") from err
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +93,12 @@ class WorkerReport:
             self._write(_FAILED, message)
 
     def _write(self, name: str, text: str) -> None:
-        """Writes a file that is never seen half written."""
+        """Writes a file that is never seen half written, or an empty one where the disk is full: its name says most."""
         draft = Path(self.run_dir or ".") / f"{os.getpid()}.draft"
-        draft.write_text(text, encoding="utf-8")
+        try:
+            draft.write_text(text, encoding="utf-8")
+        except OSError:
+            os.truncate(draft, 0)
         draft.rename(draft.with_name(name))
 
 
@@ -105,7 +125,7 @@ def served(run_dir: Path) -> dict[str, Any]:
 def failure(run_dir: Path) -> str | None:
     """Returns why a worker could not load the model, or None."""
     path = run_dir / _FAILED
-    return path.read_text(encoding="utf-8") if path.is_file() else None
+    return path.read_text(encoding="utf-8") or _UNTOLD if path.is_file() else None
 
 
 def _alive(pid: int) -> bool:
