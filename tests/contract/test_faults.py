@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import time
@@ -40,10 +41,7 @@ def record(golden):
 @pytest.fixture(scope="module")
 def model(model_dir, tmp_path_factory):
     """A model directory whose handler hangs where a record's id says so."""
-    copy = tmp_path_factory.mktemp("faulty") / "model"
-    copy.mkdir()
-    for path in model_dir.iterdir():
-        (copy / path.name).symlink_to(path)
+    copy = shutil.copytree(model_dir, tmp_path_factory.mktemp("faulty") / "model")
     (copy / "code").mkdir()
     (copy / "code" / "inference.py").write_text(HANDLER)
     return copy

@@ -89,15 +89,15 @@ def model(model_dir, tmp_path):
 
 
 @pytest.fixture
-def disk(tmp_path):
-    """A file system of 12 MB."""
-    place = tmp_path / "disk"
-    place.mkdir()
+def disk():
+    """A file system of 12 MB, of a short path: sockets are made in it."""
+    place = Path(tempfile.mkdtemp(prefix="d"))
     mount = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", place]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting is not allowed here")
     yield place
     subprocess.run(["umount", "--lazy", place], check=True)
+    place.rmdir()
 
 
 def assert_scores(server, golden):

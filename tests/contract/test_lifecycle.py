@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -201,13 +202,16 @@ def test_the_log(start, golden):
 
 def test_scripts_serve_ends_with_its_process_group(kind, model_dir, tmp_path):
     script = model_dir.parents[2] / "scripts" / "serve"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     with (tmp_path / "log").open("wb") as out:
         process = subprocess.Popen(
             [script],
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, "SAGEMAKER_BIND_TO_PORT": "18099", "MODEL_SERVER": kind},
+            env={**os.environ, "SAGEMAKER_BIND_TO_PORT": str(port), "MODEL_SERVER": kind},
         )
     try:
         log = tmp_path / "log"

@@ -125,10 +125,8 @@ def in_background(function, *arguments):
 
 def with_code(source, path, code):
     """A model directory of the same files and handlers of its own."""
-    (path / "code").mkdir(parents=True)
-    for file in source.iterdir():
-        if file.name not in ("code", "optimized"):
-            (path / file.name).symlink_to(file)
+    shutil.copytree(source, path, ignore=shutil.ignore_patterns("code", "optimized"))
+    (path / "code").mkdir()
     (path / "code" / "inference.py").write_text(code)
     return path
 
