@@ -43,15 +43,28 @@ class Progress:
             self._bar.close()
 
 
+class Cancelled(BaseException):
+    """Ctrl+C or SIGTERM while a command works.
+
+    Not `KeyboardInterrupt`: where one passes through code that a library runs from a text, as `dataclasses` does,
+    Python remembers it, and ends by SIGINT though it was caught.
+    """
+
+
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Lets SIGTERM end the work as Ctrl+C does, so that children and temporary files are cleared up."""
+    """Ends the work by an exception, so that children and temporary files are cleared up.
+
+    Raises:
+        Cancelled: SIGINT or SIGTERM arrived.
+    """
 
     def stop(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        raise Cancelled
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

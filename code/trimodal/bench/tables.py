@@ -123,19 +123,26 @@ def _times(findings: Findings, traffic: str) -> Table:
 def _beside(findings: Findings) -> Table:
     """Others' figures of the same table beside ours."""
     given = findings.beside or {}
+    traffics = [f"S={FROZEN_TOKENS}", MIX]
     rows = []
     for theirs in given.get("rows", []):
         batch = int(theirs["batch"])
-        ours = [_typical(findings, name, f"S={FROZEN_TOKENS}", batch) for name in (findings.baseline, REFERENCE)]
-        real = [_typical(findings, name, MIX, batch) for name in (findings.baseline, REFERENCE)]
-        pairs = [(theirs.get("pytorch_ms"), theirs.get("onnx_ms")), ours, real]
-        rows.append([str(batch), *(_pair(*pair) for pair in pairs)])
-    head = ("batch", str(given.get("source", "theirs")), f"ours, {FROZEN_TOKENS} tokens", "ours, realistic lengths")
-    return Table("Beside others' figures", head, rows, "PyTorch ms / ONNX ms = ratio. " + str(given.get("note", "")))
+        cells = [_pair(theirs["pytorch_ms"], theirs["onnx_ms"])]
+        for traffic in traffics:
+            base = _typical(findings.one(findings.baseline), traffic, batch)
+            winner = best(findings.measured, traffic, batch)
+            cells += [_pair(base, _typical(one, traffic, batch)) for one in (findings.one(REFERENCE), winner)]
+        rows.append([str(batch), *cells])
+    names = (REFERENCE, "fastest with right outputs")
+    ours = [f"{name}, {_traffic(traffic)}" for traffic in traffics for name in names]
+    head = ("batch", str(given.get("source", "theirs")), *ours)
+    return Table(
+        "Beside others' figures", head, rows,
+        f"Milliseconds of {findings.baseline} / of the other = ratio. {given.get('note', '')}",
+    )  # fmt: skip
 
 
-def _typical(findings: Findings, name: str, traffic: str, batch: int) -> float | None:
-    one = findings.one(name)
+def _typical(one: Measured | None, traffic: str, batch: int) -> float | None:
     times = None if one is None else one.times.get((traffic, batch))
     return None if times is None else times.typical
 

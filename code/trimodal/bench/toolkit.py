@@ -10,14 +10,14 @@ import shutil
 import sys
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from trimodal.bench.asked import Request
+from trimodal.bench.asked import Request, shipped_texts
 from trimodal.bench.findings import Findings
-from trimodal.bench.progress import Progress, ended_by_signals
+from trimodal.bench.progress import Cancelled, Progress, ended_by_signals
 from trimodal.bench.study import analyse
 from trimodal.bench.tables import to_markdown
 from trimodal.bench.trimodal_model import is_trimodal
@@ -26,6 +26,7 @@ from trimodal.errors import ArtifactError
 if TYPE_CHECKING:
     from trimodal.bench.frames import Frame
 
+DummyInput: TypeAlias = "Mapping[str, Any] | Sequence[Any]"
 
 CANCELLED = 130
 """Exit status after Ctrl+C, as shells have it."""
@@ -53,12 +54,12 @@ class TransformerOptimizationToolkit:
         if tokenizer is not None:
             shutil.copy(tokenizer, self.folder / "tokenizer.json")
 
-    def export_onnx(self, dummy_input: Any = None, out: Path | None = None) -> Path:
+    def export_onnx(self, dummy_input: DummyInput | None = None, out: Path | None = None) -> Path:
         """Exports the model with every axis dynamic, proven to give PyTorch's outputs.
 
         Args:
-            dummy_input: (ids, mask) to trace with, int64 tensors `[B, T]`, or None for made-up ones; a trimodal
-                directory makes up its own.
+            dummy_input: what a tokenizer returns, or (ids, mask), to trace with: int64 tensors `[B, T]`; None for
+                made-up ones. A trimodal directory makes up its own.
             out: the file to write; without, `model.onnx` in the working directory.
 
         Raises:
@@ -70,14 +71,18 @@ class TransformerOptimizationToolkit:
 
             export_model(self.folder, target)
         else:
-            from trimodal.bench.huggingface import export_text_model, load_text_model
+            from trimodal.bench.huggingface import IDS, MASK, export_text_model, load_text_model
 
+            if isinstance(dummy_input, Mapping):
+                if not {IDS, MASK} <= dummy_input.keys():
+                    raise ArtifactError(f"A dummy input holds {IDS} and {MASK}.")
+                dummy_input = (dummy_input[IDS], dummy_input[MASK])
             export_text_model(load_text_model(self.folder), target, dummy_input=dummy_input)
         return target
 
     def run_full_analysis(
         self,
-        texts: Sequence[str] | None = None,
+        texts: Sequence[str] | str | None = None,
         batch_sizes: Sequence[int] = (1, 16, 32),
         *,
         sequence_lengths: Sequence[int] = (32, 128, 512),
@@ -87,8 +92,8 @@ class TransformerOptimizationToolkit:
         """Measures every variant that this host can run.
 
         Args:
-            texts: what an encoder is judged on, and what requests are made of; a trimodal directory is judged on its
-                own golden records.
+            texts: what an encoder is judged on, and what requests are made of; beside a single one the toolkit's own
+                are taken. A trimodal directory is judged on its own golden records.
             batch_sizes: records of a call.
             sequence_lengths: fixed text lengths, in tokens, beside realistic ones.
             labels: the texts' classes, for F1.
@@ -103,6 +108,8 @@ class TransformerOptimizationToolkit:
         """
         from trimodal.bench.frames import to_frame
 
+        if isinstance(texts, str):
+            texts = [texts, *shipped_texts()]
         request = Request(self.folder, batch_sizes, sequence_lengths, texts, labels, budget=budget)
         with closing(Progress()) as progress:
             self.findings = analyse(request, progress)
@@ -126,7 +133,7 @@ def run_optimize(request: Request, out: Path | None) -> int:
             sys.stdout.write(to_markdown(findings))
             for path in write_report(findings, out) if out is not None else ():
                 sys.stderr.write(f"trimodal optimize: wrote {path}\n")
-    except KeyboardInterrupt:
+    except Cancelled:
         progress.close()
         sys.stderr.write("trimodal optimize: cancelled; nothing is left behind\n")
         return CANCELLED

@@ -13,6 +13,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -169,12 +170,17 @@ def test_results_are_written_and_the_log_grows(findings, tmp_path):
 
 
 def test_the_markdown_sets_pytorch_against_onnx_and_others_figures_beside(findings):
-    beside = {"source": "an older table", "rows": [{"batch": 1, "pytorch_ms": 10, "onnx_ms": 4}]}
+    beside = {"source": "an older table", "rows": [{"batch": 1, "pytorch_ms": 10, "onnx_ms": 4}], "note": "On a GPU."}
 
     text = to_markdown(replace(findings, beside=beside))
 
     assert "| lengths | batch | pytorch-fp32 ms | onnx-fp32 ms | ratio |" in text
-    assert "| 1 | 10.0 / 4.0 = 2.50 × |" in text
+    assert "| batch | an older table | onnx-fp32, S=13 fixed | fastest with right outputs, S=13" in text
+    row = re.search(r"\| 1 \| 10\.0 / 4\.0 = 2\.50 × \|(.*)\|", text)[1].split("|")
+    ratios = [float(cell.split("=")[1].strip(" ×")) for cell in row]
+    assert len(ratios) == 4
+    assert ratios[1] >= ratios[0] > 0
+    assert "= ratio. On a GPU." in text
     assert "frozen to 13 tokens" in text
 
 
@@ -257,6 +263,29 @@ def test_a_model_in_memory_is_exported(tmp_path):
     assert path.stat().st_size > 1000
 
 
+def test_a_tokenizers_output_is_traced_with(tmp_path):
+    toolkit = TransformerOptimizationToolkit(encoder("bert"))
+    ids = torch.randint(5, 60, (1, 13))
+
+    path = toolkit.export_onnx({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, tmp_path / "model.onnx")
+
+    shapes = [[axis.dim_param for axis in value.type.tensor_type.shape.dim] for value in onnx.load(path).graph.input]
+    assert shapes == [["batch", "tokens"]] * 2
+    with pytest.raises(ArtifactError, match="holds input_ids and attention_mask"):
+        toolkit.export_onnx({"input_ids": ids}, tmp_path / "other.onnx")
+
+
+def test_a_single_text_is_taken_with_the_toolkits_own(folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr("trimodal.bench.toolkit.analyse", lambda request, _: asked.append(request) or 1 / 0)
+
+    with pytest.raises(ZeroDivisionError):
+        TransformerOptimizationToolkit(folder).run_full_analysis("the item was late")
+
+    assert asked[0].texts[0] == "the item was late"
+    assert len(asked[0].texts) > 30
+
+
 def test_what_is_no_model_is_refused():
     with pytest.raises(ArtifactError, match="takes a directory or a transformers model"):
         TransformerOptimizationToolkit(42)
@@ -292,6 +321,30 @@ def test_figures_that_are_none_are_refused(tmp_path):
 
     with pytest.raises(ArtifactError, match="holds no rows"):
         read_beside(tmp_path / "beside.json")
+
+
+INTERRUPTED = """
+import os, signal, sys, time
+from trimodal.bench.progress import Cancelled, ended_by_signals
+try:
+    with ended_by_signals():
+        exec("os.kill(os.getpid(), signal.SIGINT)\\ntime.sleep(9)")
+except Cancelled:
+    sys.exit(130)
+"""
+
+
+def test_ctrl_c_in_code_that_is_run_from_a_text_is_not_remembered(tmp_path):
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED, encoding="utf-8")
+    command = [sys.executable, "-m", "interrupted"]
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+
+    done = subprocess.run(
+        command, check=False, env={**os.environ, "PYTHONPATH": paths},
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+
+    assert done.returncode == 130
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
