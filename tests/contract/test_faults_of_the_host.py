@@ -171,6 +171,23 @@ def test_no_directory_for_temporary_files(start, model, injected):
     assert server.log_text.strip() == "trimodal: No writable directory for temporary files; mount a tmpfs on /tmp."
 
 
+@pytest.mark.parametrize(("length", "works"), [(70, True), (71, False)])
+def test_a_long_path_of_the_temporary_directory(start, model, length, works):
+    """The kernel takes no socket whose path is longer than 107 bytes."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        folder = Path(short, "x" * (length - len(short) - 1))
+        folder.mkdir()
+        server = start(model, wait=works, TMPDIR=str(folder))
+
+        if not works:
+            assert server.process.wait(timeout=30) == 1
+            told = "trimodal: TMPDIR is too long for the sockets in it; set it to at most 70 bytes."
+            assert server.log_text.strip() == told
+            return
+        assert server.get("/ping").status == 200
+        assert server.terminate() == 0
+
+
 @pytest.fixture
 def plain():
     """A command whose processes may not write what belongs to another user, as those of root may."""

@@ -31,6 +31,9 @@ _FAILED = "failed"
 _UNTOLD = "The model cannot be loaded, and no space is left to say why; mount a larger volume on /tmp."
 _READY = ".ready"
 
+_MOST_PATH = 88
+"""Bytes of the run directory's path: a Unix socket's has at most 107 (unix(7)), and `/.mms.sock.` and a port follow."""
+
 
 SHOWN = ("level", "rung", "precision", "engine", "causes", "declined")
 """What `/ping` tells of the ladder."""
@@ -54,6 +57,10 @@ def run_directory(model_dir: Path | None) -> Iterator[Path]:
     except OSError as err:
         raise StartupError("No writable directory for temporary files; mount a tmpfs on /tmp.") from err
     with full_disk_told(), folder as name:
+        excess = len(os.fsencode(name)) - _MOST_PATH
+        if excess > 0:
+            most = len(os.fsencode(Path(name).parent)) - excess
+            raise StartupError(f"TMPDIR is too long for the sockets in it; set it to at most {most} bytes.")
         yield Path(name)
 
 
