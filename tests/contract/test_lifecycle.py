@@ -67,6 +67,17 @@ def test_a_taken_port_ends_the_process(start, demo):
     assert str(demo.port) in last_line(server)
 
 
+@pytest.mark.parametrize("kind", ["mms"], indirect=True, scope="module")
+def test_the_last_port_that_the_model_server_takes(start, golden):
+    """It took 32767 for invalid, and one start in 12,768 drew it."""
+    assert start(SAGEMAKER_SAFE_PORT_RANGE="32766-32767").predict(golden[0]["record"]).status == 200
+
+    refused = start(wait=False, SAGEMAKER_SAFE_PORT_RANGE="32767-32767")
+
+    assert refused.process.wait(timeout=30) == 1
+    assert last_line(refused) == "trimodal: SAGEMAKER_SAFE_PORT_RANGE=32767-32767 holds no free port up to 32766."
+
+
 def test_sigterm_under_load_answers_every_request_in_flight(start, golden):
     server = start()
     body = json.dumps([item["record"] for item in golden[:8]])

@@ -26,8 +26,8 @@ from trimodal.settings import Settings
 DOCKER = Path(__file__).parents[3] / "docker"
 """Settings of the model server and its log, beside `code/`."""
 
-_INTERNAL_PORTS = (20000, 32767)
-"""Where the model server listens unless told otherwise; it reads its port as a signed 16-bit number."""
+_INTERNAL_PORTS = (20000, 32766)
+"""Where the model server listens unless told otherwise; it takes no port from 32767, the largest 16-bit number, on."""
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT

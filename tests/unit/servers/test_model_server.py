@@ -91,7 +91,7 @@ def _is_free(port):
 
 
 def test_without_a_range_any_port_that_the_model_server_can_read():
-    assert 20000 <= _free_port(None) <= 32767
+    assert 20000 <= _free_port(None) <= 32766
 
 
 def test_no_free_port_is_an_error(taken):
@@ -104,7 +104,7 @@ def test_no_free_port_is_an_error(taken):
 
 
 def test_a_range_beyond_what_the_model_server_can_read_is_an_error():
-    with pytest.raises(SettingsError, match="SAGEMAKER_SAFE_PORT_RANGE=40000-40010 holds no free port up to 32767"):
+    with pytest.raises(SettingsError, match="SAGEMAKER_SAFE_PORT_RANGE=40000-40010 holds no free port up to 32766"):
         _free_port((40000, 40010))
 
 
