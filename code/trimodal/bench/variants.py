@@ -221,6 +221,7 @@ def _open_pytorch(subject: Subject, threads: int, *, bf16: bool) -> Runner:
 
     artifacts = subject.artifacts
     session, layout = load_pytorch(artifacts, threads)
+    layout = replace(layout, rows=None)  # our level runs each record alone, for equal bits; a peer would not
     if bf16:
         from trimodal.network import TorchSession, load_network
 

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -317,3 +318,19 @@ def test_results_that_cannot_be_written_are_told_before_anything_is_measured(dem
 def test_a_directory_without_a_graph_cannot_be_measured(tmp_path):
     with pytest.raises(ArtifactError, match=r"model\.onnx"):
         run_ladder(Settings(model_dir=tmp_path), rounds=1, out=None, lengths=[32], quick=True)
+
+
+def test_pytorch_runs_equal_records_together():
+    """As a peer would: the container's own level runs each alone, which made a batch 50 times as slow as ONNX."""
+    pytest.importorskip("torch")
+    artifacts = read_artifacts(DEMO)
+    subject = read_subject(artifacts, open_view(artifacts.graph))
+    runner = pytorch_variant(subject, 1, bf16=False).open()
+    calls = []
+    session = runner.session
+    counted = SimpleNamespace(run=lambda *asked: calls.append(asked) or session.run(*asked))
+
+    scores = replace(runner, session=counted).run([subject.samples.features[0]] * 5)
+
+    assert len(calls) == 1
+    assert scores == pytest.approx(np.repeat(runner.run(subject.samples.features[:1]), 5, axis=0), abs=1e-5)
