@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from trimodal.errors import ArtifactError
@@ -138,6 +139,7 @@ def test_it_waits_while_a_request_runs():
     assert seen <= 1  # what was being compared when the request came
 
 
+@examples(max_examples=25)  # a quarter of a second each: the thread that compares waits for idle time
 @given(st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=20), st.floats(0, 1))
 def test_as_many_are_drawn_as_the_rate_says(draws, rate):
     numbers = iter(draws)
