@@ -70,3 +70,23 @@ def test_the_same_records_give_the_same_bits(load, records):
     with ThreadPoolExecutor(4) as callers:
         answers = list(callers.map(lambda part: scores(one, part), [records, records[:7], records[7:20]] * 2))
     assert answers == [alone, alone[:7], alone[7:20]] * 2
+
+
+def test_int8_gives_the_same_bits_again(settings, records):
+    """Of one cache and number of threads: which of the INT8 rungs serves is chosen by measuring."""
+    first, again = (
+        load_pipeline(replace(settings, intra_op_threads=1, encoder_cache=entries, precision="int8"))
+        for entries in (0, 100)
+    )
+    assert first.status["precision"] == "int8", first.status
+    assert again.status["rung"] == first.status["rung"]
+
+    alone = [score for record in records for score in scores(first, [record])]
+
+    assert len(set(alone)) > 10
+    for pipeline in (first, again, again):
+        assert scores(pipeline, records) == alone
+        assert scores(pipeline, records[::-1]) == alone[::-1]
+    with ThreadPoolExecutor(4) as callers:
+        answers = list(callers.map(lambda part: scores(again, part), [records, records[:7], records[7:20]] * 2))
+    assert answers == [alone, alone[:7], alone[7:20]] * 2
