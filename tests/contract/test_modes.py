@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from sagemaker_inference import encoder
 
-ROOT = Path(__file__).parents[2]
 MIB = 1024 * 1024
 
 READ_ONLY = """
@@ -198,8 +197,3 @@ def test_the_containers_of_a_pipeline_share_the_ports(start, kind, records):
     assert inside <= set(range(first, first + 100))
     assert len(inside) == (1 if kind == "mms" else 0)
     assert server.terminate() == 0
-
-
-def test_the_image_says_that_it_can_be_told_its_port():
-    labels = re.findall(r"^LABEL (\S+)", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
-    assert "com.amazonaws.sagemaker.capabilities.accept-bind-to-port=true" in labels

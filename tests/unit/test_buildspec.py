@@ -1,7 +1,11 @@
-"""buildspec.yml, run as CodeBuild runs it; docker, aws and the slow scripts write down that they were called."""
+"""The image's labels, and buildspec.yml, run as CodeBuild runs it.
+
+docker, aws and the slow scripts write down that they were called.
+"""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -148,3 +152,8 @@ def test_a_tag_is_never_overwritten(build):
     assert not succeeded
     assert "push refused" in printed
     assert f"docker push {IMAGE}" not in calls
+
+
+def test_the_image_says_that_it_can_be_told_its_port():
+    labels = re.findall(r"^LABEL (\S+)", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert "com.amazonaws.sagemaker.capabilities.accept-bind-to-port=true" in labels
