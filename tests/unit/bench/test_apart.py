@@ -3,17 +3,16 @@ from __future__ import annotations
 import os
 import signal
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
+from trimodal.bench import apart
 from trimodal.bench.apart import WARM_SECONDS, Worker, call_apart
 from trimodal.errors import OptimizationError
 
 DOUBLING = "type('Doubling', (), {'run': lambda self, items: (print('noise'), [2 * i for i in items])[1]})()"
 """Opened by `eval`, because the other process cannot import a test."""
-
-COUNTING = """type('Counting', (), {'calls': 0, 'run': lambda self, items: (
-    setattr(self, 'calls', self.calls + 1), __import__('time').sleep(items[0]), [self.calls])[2]})()"""
 
 
 def test_a_call_comes_back_from_another_process():
@@ -64,15 +63,22 @@ def test_a_closed_worker_leaves_no_process():
         os.kill(number, signal.SIGCONT)
 
 
-def test_a_short_call_is_timed_once_its_process_is_warm():
-    short, long = WARM_SECONDS / 5, 3 * WARM_SECONDS
-    worker = Worker(partial(eval, COUNTING), [[short], [long]])
-    try:
-        worker.opened()
-        assert worker.time(0) >= short
-        calls = worker.scores(0)[0] - 1
-        assert 3 <= calls <= 6
-        assert worker.time(1) >= long
-        assert worker.scores(0) == [calls + 3]
-    finally:
-        worker.close()
+def test_a_short_call_is_timed_once_its_process_is_warm(monkeypatch):
+    now = [0.0]
+    calls = []
+
+    def run(items):
+        now[0] += items[0]
+        calls.append(items[0])
+        return len(calls)
+
+    short, long = 0.4 * WARM_SECONDS, 3 * WARM_SECONDS
+    opening = partial(SimpleNamespace, run=run)
+    messages = iter([(opening, [[short], [long]]), ("time", 0), ("scores", 0), ("time", 1), ("scores", 0)])
+    answers = []
+    monkeypatch.setattr(apart, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    with pytest.raises(StopIteration):
+        apart._work(lambda: next(messages), answers.append)
+
+    assert answers[1:] == [pytest.approx(short), 5, pytest.approx(long), 7]  # cold, twice to get warm, timed, scores
