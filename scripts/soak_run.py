@@ -43,6 +43,7 @@ import aiohttp
 import psutil
 
 from soak_traffic import REQUEST_SECONDS, Golden, Size, Traffic
+from trimodal.loading.hardware import detect, no_gpu
 
 DEMO = Path(__file__).parent / "models" / "demo"
 WARM_UP, WARM_UP_SECONDS = 0.25, 300
@@ -162,10 +163,10 @@ async def soak(options: argparse.Namespace) -> dict[str, Any]:
 
 def describe(options: argparse.Namespace, traffic: Traffic) -> dict[str, Any]:
     """Returns what ran, and what was asked and answered."""
-    seen = traffic.seen
+    seen, hardware = traffic.seen, detect(gpu=no_gpu)
     return {
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {processor()}, Python {platform.python_version()}",
+        "machine": f"{hardware.cores} cores, {hardware.processor or 'unknown'}, Python {platform.python_version()}",
         "versions": {name: version(name) for name in PACKAGES},
         "server": options.server,
         "minutes": round((time.monotonic() - traffic.begun) / 60, 2),
@@ -176,12 +177,6 @@ def describe(options: argparse.Namespace, traffic: Traffic) -> dict[str, Any]:
         "statuses": {f"{kind} {status}": count for (kind, status), count in sorted(seen.statuses.items())},
         "records_checked": seen.records,
     }
-
-
-def processor() -> str:
-    """Returns the processor's name."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def judge(traffic: Traffic, warm_at: float, warm: Size, left: Size) -> dict[str, Any]:
