@@ -238,6 +238,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=0, help="kill a process that serves so many times")
     parser.add_argument("--out", type=Path, help="also write the findings there")
     options = parser.parse_args()
+    if options.minutes < 1 and options.requests is None:
+        parser.error(f"--minutes must be at least 1: clients rest for {IDLE_SECONDS} seconds of it")
     text = json.dumps(asyncio.run(soak(options)), indent=1)
     print(text)
     if options.out is not None:

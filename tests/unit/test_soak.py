@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from soak_run import DEMO, judge
+from soak_run import DEMO, judge, main
 from soak_traffic import CSV, JSON, LINES, Golden, Seen, bad_requests
 
 
@@ -80,3 +80,12 @@ def test_a_window_that_others_disturb_does_not_count():
 
 def test_every_bad_request_is_refused_for_its_own_reason(golden):
     assert {status for *_, status in bad_requests(golden)} == {400, 404, 406, 413, 415, 422}
+
+
+def test_a_run_that_is_too_short_to_judge_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["soak", "--minutes", "0.5"])
+
+    with pytest.raises(SystemExit, match="2"):
+        main()
+
+    assert "--minutes must be at least 1" in capsys.readouterr().err
